@@ -1,0 +1,1 @@
+"""Carries a trained run into a bundle: ONNX graphs, label index, label records, proof."""

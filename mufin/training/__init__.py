@@ -1,0 +1,1 @@
+"""Training of MUFIN on a catalogue: the only place in mufin with torch."""

@@ -1,0 +1,64 @@
+"""mufin-train: a catalogue in, a run folder out.
+
+Knows only how to read the command line; ``recipe.train`` does the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mufin.catalogue import read_catalogue
+from mufin.errors import MufinError
+from mufin.training.config import PRESETS, build_config
+from mufin.training.progress import Reporter
+from mufin.training.workers import Workers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, or resume what a killed run left in RUN. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="mufin-train", description="Train MUFIN on a catalogue folder.")
+    parser.add_argument("catalogue", type=Path, metavar="CATALOGUE", help="catalogue folder (docs/catalogue.md)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder; one that was begun is resumed")
+    parser.add_argument("--config", help=f"JSON or TOML file, or a preset: {', '.join(PRESETS)} (default small)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. siamese.epochs=5")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
+    options = parser.parse_args(arguments)
+    try:
+        config = build_config(options.config, options.set)
+        catalogue = read_catalogue(options.catalogue)
+        return _train(catalogue, config, options)
+    except MufinError as error:
+        print(f"mufin-train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nmufin-train: interrupted; the same command resumes {options.run}", file=sys.stderr)
+        return 130
+
+
+def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
+    import os
+
+    import torch
+
+    from mufin.training.recipe import train
+
+    accelerator = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=options.device == "cpu" or not torch.cuda.is_available())
+    device = torch.device(options.device) if options.device else accelerator.device if accelerator else None
+    with Reporter(options.quiet or bool(accelerator and not accelerator.is_main_process)) as reporter:
+        metrics = train(catalogue, config, options.run, reporter, Workers(accelerator), device)
+        for row in ("shortlist", "classifier", "full"):
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics[row].items())
+            reporter.say(f"validation {row:<11}{figures}")
+        reporter.say(f"run: {options.run} (fusion weight {metrics['fusion_weight']:.2f}); next: mufin-export {options.run} BUNDLE")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

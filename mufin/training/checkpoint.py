@@ -1,0 +1,197 @@
+"""What a run keeps on disk: the finished model, and the state to resume from.
+
+Knows no schedule and no loss. Everything is written beside its place, fsynced and renamed, so that a crash
+leaves the last whole version. No pickle: safetensors, JSON, and ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mufin.errors import CheckpointError, TrainingError
+from mufin.inputs import InputSpec
+from mufin.scoring import ScoreSpec
+from mufin.training.config import TrainConfig, config_from_json
+from mufin.training.model import Mufin, ResidualAdapter, build_backbone, build_network
+
+MODEL_FOLDER = "model"
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the run was trained on; checked again by export and evaluation."""
+
+    catalogue: str
+    """Folder of the catalogue as given to mufin-train, absolute."""
+    product_count: int
+    label_count: int
+    label_ids_sha256: str
+    """Of the label ids in order, newline-joined."""
+    train_pairs: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back."""
+
+    model: Mufin
+    """In eval mode, on the CPU."""
+    config: TrainConfig
+    input_spec: InputSpec
+    score_spec: ScoreSpec
+    tokenizer_json: str
+    facts: RunFacts
+    metrics: Mapping[str, Any]
+    """Of the validation split at the end: row -> metric -> value."""
+
+
+def hash_label_ids(ids: Sequence[str]) -> str:
+    """SHA-256 of label ids in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file beside ``path``, fsync it and rename it into place.
+
+    Raises TrainingError when the disk is full; what stood at ``path`` stays.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error) or "write failed" in str(error):
+            raise TrainingError(f"{path}: the disk is full; free space and run mufin-train again to resume") from error
+        raise
+
+
+def add_adapters(model: Mufin, dropout: float, spectral_norm: bool) -> None:
+    """Give both encoders the frozen-feature ranker's residual adapters; a second call changes nothing."""
+    for encoder in (model.encoder.text, model.encoder.image):
+        if not isinstance(encoder.adapter, ResidualAdapter):
+            last = encoder.bottleneck[-1].out_features
+            assert isinstance(last, int)
+            encoder.adapter = ResidualAdapter(last, dropout, spectral_norm).to(next(model.parameters()).device)
+
+
+def has_adapters(model: Mufin) -> bool:
+    """Whether ``add_adapters`` was called on this network."""
+    return isinstance(model.encoder.text.adapter, ResidualAdapter)
+
+
+def save_run(
+    folder: Path, model: Mufin, config: TrainConfig, score_spec: ScoreSpec, tokenizer_json: str, facts: RunFacts,
+    metrics: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write ``folder``/model; ``run.json`` comes last and marks it whole."""
+    target = folder / MODEL_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "run.json").unlink(missing_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    atomic_write(target / "model.safetensors", lambda path: save_file(weights, str(path)))
+    atomic_write(target / "tokenizer.json", lambda path: _write_text(path, tokenizer_json))
+    values = {
+        "config": config.to_json(),
+        "score_spec": score_spec.to_json(),
+        "text_backbone": model.encoder.text.backbone.config.to_dict(),
+        "image_backbone": model.encoder.image.backbone.config.to_dict(),
+        "adapters": has_adapters(model),
+        "facts": asdict(facts),
+        "metrics": metrics,
+    }
+    text = json.dumps(values, indent=1, default=str)
+    atomic_write(target / "run.json", lambda path: _write_text(path, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run. Raises CheckpointError when there is none or its parts disagree."""
+    target = folder / MODEL_FOLDER
+    if not (target / "run.json").is_file():
+        raise CheckpointError(f"{folder}: no finished run here (model/run.json is missing); run mufin-train to the end")
+    try:
+        values = json.loads((target / "run.json").read_text(encoding="utf-8"))
+        config = config_from_json(values["config"])
+        facts = RunFacts(**values["facts"])
+        model = build_network(
+            build_backbone(config.text, values["text_backbone"]), build_backbone(config.image, values["image_backbone"]),
+            config.network, facts.label_count, image_mean=config.inputs.image_mean, image_std=config.inputs.image_std,
+            sparse_classifiers=config.sparse_classifiers,
+        )  # fmt: skip
+        if values["adapters"]:
+            add_adapters(model, config.network.dropout, config.network.spectral_norm)
+        model.load_state_dict(load_file(str(target / "model.safetensors")), strict=True)
+        tokenizer_json = (target / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{target}: cannot be read: {error}") from error
+    score_spec = ScoreSpec.from_json(values["score_spec"])
+    return Run(model.eval(), config, config.inputs, score_spec, tokenizer_json, facts, values["metrics"])
+
+
+@dataclass
+class TrainState:
+    """Where training stands; everything needed to go on as if nothing had happened."""
+
+    module: str
+    """Name of the recipe's module under way."""
+    epoch: int
+    """Epochs of it that are done."""
+    step: int
+    """Steps of the current epoch that are done."""
+    model: dict[str, Tensor]
+    optimizers: list[dict[str, Any]]
+    scaler: dict[str, Any]
+    clusters: list[Tensor]
+    """Of the siamese module, since the last clustering."""
+    positives: list[Tensor]
+    """Product and label embeddings that hard positives are drawn by."""
+    adapters: bool
+    metrics_bytes: int
+    """Length of metrics.jsonl; lines behind it are repeated after a resume."""
+    identity: str
+    """SHA-256 of config and catalogue facts; another one is refused."""
+
+
+def save_state(folder: Path, state: TrainState) -> None:
+    """Replace the resume state, atomically."""
+    atomic_write(folder / STATE_FILE, lambda path: torch.save(vars(state), path))
+
+
+def load_state(folder: Path, identity: str) -> TrainState | None:
+    """The resume state, or None when the run has not begun. Raises CheckpointError when it is another run's."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return None
+    try:
+        state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; delete the run folder and train again") from error
+    if state.identity != identity:
+        raise CheckpointError(
+            f"{folder} was begun with another config or catalogue ({state.identity[:12]}, now {identity[:12]}): "
+            "train into a new folder, or delete this one"
+        )
+    return state

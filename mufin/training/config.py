@@ -1,0 +1,404 @@
+"""Everything that can be set about training, one documented field per knob.
+
+Knows no files and no torch. Defaults are the release's for MM-AmazonTitles-300K (mufin.md section 6 and 9);
+``PRESETS`` holds named changes to them. Contradictions are refused at construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mufin.errors import ConfigError
+from mufin.inputs import InputSpec
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One transformer of the item encoder."""
+
+    name: str | None = None
+    """Name on the model hub or a local folder; None: random weights of the sizes in ``options``."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """``transformers`` config fields of a random encoder, ``model_type`` among them."""
+    trainable_layers: int | None = None
+    """Last blocks that are trained; None: the whole encoder, 0: the encoder is frozen."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        _require(self.name is None or not self.options, f"encoder {self.name!r} is named, so options cannot be set")
+        _require(self.name is not None or "model_type" in self.options, "an encoder needs a name or options.model_type")
+        _require((self.trainable_layers or 0) >= 0, f"trainable_layers is {self.trainable_layers}, needs 0 or more")
+        _require(
+            self.name is not None or self.trainable_layers is None,
+            "a random encoder cannot be frozen: leave trainable_layers at null or name an encoder",
+        )
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of what MUFIN adds to the encoders."""
+
+    dimension: int = 192
+    """D, the shared embedding."""
+    attention_heads: int = 1
+    """H of self- and cross-attention; 1 is the exact folded path in serving."""
+    dropout: float = 0.1
+    """On attention weights and in the adapters of the frozen-feature ranker."""
+    spectral_norm: bool = True
+    """Divide every added projection by its largest singular value, as the release does."""
+    legacy_heads: bool = False
+    """Reproduce the release's reshape without permute for H > 1 (mufin.md Q1)."""
+    self_attention: bool = True
+    """False: bags are averaged as they come (ablation)."""
+    cross_attention: bool = True
+    """False: the pooled product meets the classifiers directly (ablation; the release's MufinOva)."""
+
+    def __post_init__(self) -> None:
+        _require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")
+        _require(
+            self.attention_heads > 0 and self.dimension % self.attention_heads == 0,
+            f"dimension {self.dimension} is no multiple of attention_heads {self.attention_heads}",
+        )
+        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}, must lie in 0..1")
+
+
+@dataclass(frozen=True)
+class SiameseConfig:
+    """Module 1: item encoder with clustered in-batch negatives."""
+
+    epochs: int = 300
+    """Passes over the training products."""
+    batch_size: int = 1023
+    """Products a step; each brings one of its labels."""
+    learning_rate: float = 2e-4
+    """Of every parameter."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    warmup_epochs: float = 1.0
+    """Linear rise of the learning rate; then linear decay to 0."""
+    loss: Literal["margin", "softmax"] = "margin"
+    """margin: hinge over the hardest in-batch negatives; softmax: multi-positive cross entropy."""
+    margin: float = 0.3
+    """Of the hinge."""
+    hard_negatives: int = 10
+    """Hardest in-batch negatives of each product (margin loss)."""
+    temperature: float = 0.1
+    """tau: softmax weights of the negatives (margin), or of the whole loss (softmax)."""
+    accumulation: int = 1
+    """Batches a step of the optimiser."""
+    random_epochs: int = 20
+    """First epochs with uniformly shuffled batches; clusters after that."""
+    cluster_size: int = 32
+    """Products in a cluster at the most; a batch is made of whole clusters."""
+    recluster_epochs: int = 5
+    """Epochs between two clusterings."""
+    hard_positives: int = 0
+    """Extra positives a product drawn with weight 1.01 - cosine; 0: one uniform positive."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"siamese.epochs is {self.epochs}, needs at least 1")
+        _require(
+            self.batch_size > 2,
+            f"siamese.batch_size is {self.batch_size}: in-batch negatives need at least 3",
+        )
+        _require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
+        _require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
+        _require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
+        _require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
+        _require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
+
+
+@dataclass(frozen=True)
+class ShortlistConfig:
+    """Module 2: the nearest labels of every product."""
+
+    size: int = 300
+    """K, labels handed to the ranker."""
+    head_frequency: int = 1000
+    """Labels with at least so many training products are searched exactly."""
+    exact_labels: int = 50_000
+    """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, f"shortlist.size is {self.size}, needs at least 1")
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Module 4: cross attention and one classifier a label."""
+
+    epochs: int = 20
+    """Passes over the training products; 0 leaves the module out."""
+    batch_size: int = 400
+    """Products a step."""
+    accumulation: int = 1
+    """Batches a step of the optimiser."""
+    encoder_learning_rate: float = 5e-4
+    """Of encoders (or adapters) and self-attention."""
+    cross_learning_rate: float = 5e-4
+    """Of cross attention."""
+    classifier_learning_rate: float = 5e-3
+    """Of the labels' vectors and gates."""
+    weight_decay: float = 0.01
+    """AdamW's; never on classifiers."""
+    warmup_epochs: float = 1.0
+    """Linear rise of the learning rates; then linear decay to 0."""
+    negatives: int = 12
+    """Labels drawn from the shortlist that are not relevant."""
+    positives: int = 2
+    """Relevant labels drawn, from the shortlist or not."""
+    random_negatives: int = 0
+    """Further negatives drawn from all labels."""
+    drop_hardest: int = 1
+    """Best non-relevant labels of the shortlist never drawn: likely missing positives."""
+    loss: Literal["cosine", "bce"] = "cosine"
+    """cosine: 1 - s and relu(s - margin); bce: logistic loss of the scaled score."""
+    margin: float = 0.5
+    """Of the cosine loss."""
+    scale: float = 20.0
+    """Of the score in the logistic loss."""
+    reshortlist_epochs: int = 0
+    """Epochs between refreshed shortlists when encoders are trained; 0: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"ranker epochs is {self.epochs}, needs 0 or more")
+        _require(self.batch_size >= 1, f"ranker batch_size is {self.batch_size}, needs at least 1")
+        _require(self.positives >= 1, "a ranker that draws no positives learns nothing: positives needs at least 1")
+        _require(self.negatives + self.random_negatives >= 1, "negatives + random_negatives needs at least 1")
+        _require(self.drop_hardest >= 0, f"drop_hardest is {self.drop_hardest}, needs 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run. Frozen, saved with every checkpoint."""
+
+    text: EncoderConfig
+    """Title encoder."""
+    image: EncoderConfig
+    """Image encoder."""
+    inputs: InputSpec = InputSpec()
+    """How items become arrays."""
+    network: NetworkConfig = NetworkConfig()
+    """What stands on the encoders."""
+    siamese: SiameseConfig = SiameseConfig()
+    """Module 1."""
+    shortlist: ShortlistConfig = ShortlistConfig()
+    """Module 2."""
+    frozen_ranker: RankerConfig = RankerConfig()
+    """Module 4 on the frozen features of module 3."""
+    ranker: RankerConfig = RankerConfig(
+        batch_size=200, encoder_learning_rate=1e-5, cross_learning_rate=1e-4, classifier_learning_rate=1e-3
+    )
+    """Module 4 end to end."""
+    seed: int = 22
+    """Of everything random."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of forward passes; weights and optimiser stay fp32."""
+    sparse_classifiers: bool = False
+    """SparseAdam on the classifiers: steps touch only the labels of the batch."""
+    classifier_init: Literal["labels", "random"] = "labels"
+    """Classifier vectors start from the label embeddings, or random as in the release (Q6)."""
+    carry_self_attention: bool = True
+    """False: module 4 starts self-attention afresh, as the release does by accident (Q3)."""
+    image_dropout: float = 0.0
+    """Probability that a training image is left out; never the last thing an item has."""
+    vocabulary_size: int = 30_000
+    """Of the WordPiece tokenizer trained when no text encoder is named."""
+    encode_batch_size: int = 512
+    """Items a forward pass without gradients."""
+    propensity_a: float = 0.55
+    """A of the propensity model (Jain et al. 2016)."""
+    propensity_b: float = 1.5
+    """B of the same."""
+    validation_fraction: float = 0.1
+    """Cut from train when the catalogue has no valid.csv."""
+    evaluate_epochs: int = 1
+    """Epochs between two evaluations on the validation split."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two checkpoints inside an epoch; every epoch ends with one."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.image_dropout < 1, f"image_dropout is {self.image_dropout}, must lie in 0..1")
+        _require(0 < self.validation_fraction < 0.5, f"validation_fraction is {self.validation_fraction}")
+        _require(
+            self.frozen_ranker.epochs + self.ranker.epochs > 0,
+            "frozen_ranker.epochs and ranker.epochs are both 0: classifiers would stay untrained",
+        )
+        _require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
+        _require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested values."""
+        return asdict(self)
+
+
+SMALL: dict[str, Any] = {
+    "text": {
+        "options": {"model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 256},
+    },
+    "image": {
+        "options": {
+            "model_type": "resnet",
+            "embedding_size": 24,
+            "hidden_sizes": [24, 48, 96],
+            "depths": [1, 1, 1],
+            "layer_type": "basic",
+        },
+    },
+    "inputs": {"image_side_pixels": 32, "max_title_tokens": 32, "max_images": 3},
+    "network": {"dimension": 96},
+    "siamese": {
+        "epochs": 24,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "loss": "softmax",
+        "temperature": 0.1,
+        "random_epochs": 12,
+    },
+    "shortlist": {"size": 100},
+    "frozen_ranker": {
+        "epochs": 30,
+        "batch_size": 128,
+        "encoder_learning_rate": 1e-3,
+        "cross_learning_rate": 1e-3,
+        "classifier_learning_rate": 1e-2,
+        "negatives": 32,
+        "positives": 8,
+        "random_negatives": 32,
+        "loss": "bce",
+    },
+    "ranker": {"epochs": 0},
+    "evaluate_epochs": 5,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "paper-300k": {
+        "text": {"name": "sentence-transformers/msmarco-distilbert-cos-v5"},
+        "image": {"name": "google/vit-base-patch16-224-in21k"},
+        "inputs": {"image_side_pixels": 128, "max_title_tokens": 32, "max_images": 5},
+        "precision": "fp16",
+        "sparse_classifiers": True,
+        "propensity_a": 0.6,
+        "propensity_b": 2.6,
+    },
+}
+"""Named starting points; ``paper-300k`` is the release with mufin.md section 11's decisions."""
+
+
+def build_config(source: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Preset name, JSON/TOML file or None (preset "small"), then ``key.sub=value`` overrides (values as JSON).
+
+    A file may name the preset it starts from in ``preset``; without one it must be complete.
+    """
+    values = _load(source)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        _require(bool(separator), f"--set {override!r}: write key=value, e.g. siamese.epochs=5")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        _assign(values, key.strip().split("."), value, override)
+    return config_from_json(values)
+
+
+def _load(source: str | Path | None) -> dict[str, Any]:
+    if source is None or str(source) in PRESETS:
+        return _copy(PRESETS[str(source) if source is not None else "small"])
+    path = Path(source)
+    _require(path.is_file(), f"{path}: no such config file, nor a preset ({', '.join(PRESETS)})")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON or TOML: {error}") from error
+    _require(isinstance(values, dict), f"{path}: holds {type(values).__name__}, needs an object")
+    preset = values.pop("preset", None)
+    _require(preset is None or preset in PRESETS, f"{path}: unknown preset {preset!r}, have {', '.join(PRESETS)}")
+    return _merge(_copy(PRESETS[preset]), values) if preset else typing.cast(dict[str, Any], values)
+
+
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], json.loads(json.dumps(values)))
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        if key in ("text", "image") and isinstance(value, Mapping) and "name" in value:
+            base[key] = dict(value)  # a named encoder replaces a preset's options
+        elif isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    here = values
+    for step in path[:-1]:
+        here = here.setdefault(step, {})
+        _require(isinstance(here, dict), f"--set {override!r}: {step!r} holds no further keys")
+    if path[0] in ("text", "image") and path[-1] == "name" and value is not None:
+        here.pop("options", None)
+    here[path[-1]] = value
+
+
+def config_from_json(values: Mapping[str, Any]) -> TrainConfig:
+    """Nested plain values to a TrainConfig; unknown keys and wrong types are named with their path."""
+    result = _build(TrainConfig, values, "")
+    assert isinstance(result, TrainConfig)
+    return result
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    _require(isinstance(values, Mapping), f"config {path or 'root'}: holds {values!r}, needs an object")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    _require(not unknown, f"config: unknown key {path}{unknown[0] if unknown else ''}; known: {', '.join(known)}")
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            default = known[name].default
+            if isinstance(default, hint) and dataclasses.is_dataclass(default):
+                value = {**asdict(default), **value}  # a partial group keeps the rest of its defaults
+            arguments[name] = _build(typing.cast(type, hint), value, f"{path}{name}.")
+        else:
+            arguments[name] = _check_type(value, hint, path + name)
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"config {path or 'root'}: {error}") from error
+
+
+def _check_type(value: Any, hint: Any, path: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        _require(value in options, f"config {path}: is {value!r}, must be one of {', '.join(map(repr, options))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
+            return None
+        return _check_type(value, next(o for o in options if o is not type(None)), path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    matches = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
+    _require(matches, f"config {path}: is {value!r}, needs {getattr(expected, '__name__', expected)}")
+    return value

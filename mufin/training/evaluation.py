@@ -1,0 +1,179 @@
+"""Ranking a split with the network in torch: the figures of a run.
+
+Knows no optimiser. A bundle's figures come from ``mufin.predictor`` instead; the two are compared by the export.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from mufin.catalogue import Catalogue, Relevance
+from mufin.errors import CheckpointError
+from mufin.inputs import FloatArray, Int64Array, TitleTokenizer
+from mufin.scoring import ScoreSpec
+from mufin.training.checkpoint import Run, hash_label_ids, load_run
+from mufin.training.config import ShortlistConfig
+from mufin.training.encode import EncodedItems, encode_items
+from mufin.training.item_arrays import ItemArrays, prepare
+from mufin.training.model import Mufin
+from mufin.training.progress import Reporter
+from mufin.training.shortlist import LabelSearch
+
+_PAIRS_AT_ONCE = 40_000
+
+
+@dataclass(frozen=True)
+class EncodedLabels:
+    """All labels, encoded and searchable."""
+
+    items: EncodedItems
+    classifiers: FloatArray
+    """(L, D) unit length"""
+    search: LabelSearch
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Shortlists of N products with both scores; padded with label -1 and score -inf."""
+
+    labels: Int64Array
+    """(N, K) by falling shortlist score"""
+    shortlist_scores: FloatArray
+    """(N, K)"""
+    classifier_scores: FloatArray
+    """(N, K)"""
+
+
+@dataclass(frozen=True)
+class RankedSplit:
+    """Rankings of a split's products, best first, by three scores."""
+
+    products: Int64Array
+    """(N,) rows of Catalogue.products"""
+    rows: dict[str, Int64Array]
+    """shortlist, classifier, full -> labels (N, K) padded -1"""
+    scores: dict[str, FloatArray]
+    """the same keys -> scores (N, K)"""
+
+
+def forbidden_pairs(catalogue: Catalogue) -> Relevance:
+    """(all products, L): exclude pairs, and the label that is the product itself."""
+    by_id = {label.id: index for index, label in enumerate(catalogue.labels)}
+    own = [(row, by_id[p.id]) for row, p in enumerate(catalogue.products) if p.id in by_id]
+    rows, labels = catalogue.exclude.to_pairs()
+    if own:
+        own_rows, own_labels = np.asarray(own, dtype=np.int64).T
+        rows, labels = np.concatenate([rows, own_rows]), np.concatenate([labels, own_labels])
+    flat = np.unique(rows * len(catalogue.labels) + labels)
+    return Relevance.from_pairs(
+        flat // len(catalogue.labels), flat % len(catalogue.labels), len(catalogue.products), len(catalogue.labels)
+    )
+
+
+@torch.no_grad()
+def encode_labels(
+    model: Mufin, labels: ItemArrays, frequency: Int64Array, shortlist: ShortlistConfig, batch_size: int,
+    device: torch.device, bags_path: Path | None = None,
+) -> EncodedLabels:  # fmt: skip
+    """Bags, embeddings, classifier vectors and the search index of every label."""
+    model.eval()
+    items = encode_items(model.encoder, labels, None, batch_size, device, bags_path=bags_path)
+    classifiers = np.empty_like(items.embeddings)
+    for start in range(0, len(labels), 65536):
+        rows = torch.arange(start, min(start + 65536, len(labels)), device=device)
+        vectors = model.classifiers(rows, torch.from_numpy(items.embeddings[start : start + 65536]).to(device))
+        classifiers[start : start + 65536] = vectors.float().cpu().numpy()
+    return EncodedLabels(items, classifiers, LabelSearch(items.embeddings, frequency, shortlist))
+
+
+@torch.no_grad()
+def score_candidates(
+    model: Mufin, products: EncodedItems, labels: EncodedLabels, forbidden: Relevance, size: int, device: torch.device
+) -> Candidates:
+    """Shortlist and rerank N encoded products; ``forbidden`` (N, L) labels are left out before the cut to ``size``."""
+    model.eval()
+    widest = int(np.diff(forbidden.indptr).max(initial=0))
+    found, scores = labels.search.search(products.embeddings, size + widest)
+    found, scores = _without(found, scores, forbidden, size)
+    classifier = np.full(scores.shape, -np.inf, dtype=np.float32)
+    step = max(1, _PAIRS_AT_ONCE // max(1, found.shape[1]))
+    for start in range(0, len(found), step):
+        block = slice(start, start + step)
+        own = np.maximum(found[block], 0)
+        distinct, inverse = np.unique(own, return_inverse=True)
+        index = torch.from_numpy(inverse.reshape(own.shape)).to(device)
+        bag = torch.from_numpy(np.asarray(products.bags[block])).to(device)
+        mask = torch.from_numpy(products.mask[block]).to(device)
+        label_bag = torch.from_numpy(np.asarray(labels.items.bags[distinct])).to(device)
+        label_mask = torch.from_numpy(labels.items.mask[distinct]).to(device)[index]
+        if model.cross_attention is None:
+            adapted, _ = model.adapt(bag, mask, label_bag[index], label_mask)
+        else:
+            keys, values = model.cross_attention.project(label_bag)
+            adapted, _ = model.adapt_projected(bag, mask, keys[index], values[index], label_mask)
+        weights = torch.from_numpy(labels.classifiers[distinct]).to(device)[index]
+        score = (torch.nn.functional.normalize(adapted, dim=-1) * weights).sum(dim=-1)
+        classifier[block] = np.where(found[block] >= 0, score.float().cpu().numpy(), -np.inf)
+    return Candidates(found, scores, classifier)
+
+
+def _without(labels: Int64Array, scores: FloatArray, forbidden: Relevance, size: int) -> tuple[Int64Array, FloatArray]:
+    kept_labels = np.full((len(labels), min(size, labels.shape[1])), -1, dtype=np.int64)
+    kept_scores = np.full(kept_labels.shape, -np.inf, dtype=np.float32)
+    for row in range(len(labels)):
+        kept = np.flatnonzero((labels[row] >= 0) & ~np.isin(labels[row], forbidden.row(row)))[:size]
+        kept_labels[row, : len(kept)], kept_scores[row, : len(kept)] = labels[row, kept], scores[row, kept]
+    return kept_labels, kept_scores
+
+
+def order_by(scores: FloatArray, labels: Int64Array) -> tuple[Int64Array, FloatArray]:
+    """Labels of every row by falling score, ties by label index, padding (-1) last."""
+    order = np.lexsort((labels, -np.where(labels >= 0, scores, -np.inf)))
+    return np.take_along_axis(labels, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def rank_candidates(candidates: Candidates, products: Int64Array, spec: ScoreSpec) -> RankedSplit:
+    """The three rankings of scored candidates."""
+    alpha = np.float32(spec.fusion_weight)
+    with np.errstate(invalid="ignore"):
+        fused = alpha * candidates.classifier_scores + (np.float32(1) - alpha) * candidates.shortlist_scores
+    fused = np.where(candidates.labels >= 0, fused, -np.inf).astype(np.float32)
+    by = {"shortlist": candidates.shortlist_scores, "classifier": candidates.classifier_scores, "full": fused}
+    ordered = {name: order_by(scores, candidates.labels) for name, scores in by.items()}
+    return RankedSplit(products, {n: o[0] for n, o in ordered.items()}, {n: o[1] for n, o in ordered.items()})
+
+
+def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size: int | None = None) -> RankedSplit:
+    """Rank a catalogue's split with a finished run. Raises CheckpointError when the labels are others."""
+    run = load_run(run_path)
+    check_labels(run, catalogue)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.model.to(device)
+    tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
+    rows = catalogue.splits[split].products
+    with TemporaryDirectory() as folder, Reporter() as reporter:
+        products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step)
+        frequency = catalogue.splits["train"].relevance.label_frequency()
+        size = run.config.encode_batch_size
+        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device)
+        queries = encode_items(run.model.encoder, products, rows, size, device)
+        forbidden = forbidden_pairs(catalogue).select(rows)
+        wanted = shortlist_size or run.score_spec.shortlist_size
+        candidates = score_candidates(run.model, queries, encoded, forbidden, wanted, device)
+    return rank_candidates(candidates, rows, run.score_spec)
+
+
+def check_labels(run: Run, catalogue: Catalogue) -> None:
+    """Refuse a catalogue whose labels are not those the run was trained on, in order."""
+    digest = hash_label_ids([label.id for label in catalogue.labels])
+    if digest != run.facts.label_ids_sha256:
+        raise CheckpointError(
+            f"{catalogue.folder} has {len(catalogue.labels)} labels (ids {digest[:12]}), the run was trained on "
+            f"{run.facts.label_count} (ids {run.facts.label_ids_sha256[:12]}): use the catalogue of the run, "
+            "or train again"
+        )

@@ -1,0 +1,210 @@
+"""The items of a catalogue as arrays on disk, and batches of them.
+
+Knows no network. Tokens and pixels are memory-mapped, so that a catalogue larger than memory streams;
+an image that several items share is decoded and stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from mufin.catalogue import Catalogue, ImageReader, Item
+from mufin.errors import CatalogueError, ImageError
+from mufin.inputs import (
+    BoolArray,
+    FloatArray,
+    InputSpec,
+    Int64Array,
+    TitleTokenizer,
+    Uint8Array,
+    decode_image,
+    normalise_title,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, of how many."""
+
+_TITLES_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class ItemArrays:
+    """N items. Arrays may be memory maps; none is written to after construction."""
+
+    token_ids: Int64Array
+    """(N, T) int32 on disk, padded with 0"""
+    token_counts: Int64Array
+    """(N,) tokens of each title"""
+    has_title: BoolArray
+    """(N,)"""
+    image_offsets: Int64Array
+    """(N + 1,) into ``image_rows``"""
+    image_rows: Int64Array
+    """rows of ``pixels``, item after item"""
+    pixels: Uint8Array
+    """(U, side, side, 3): each distinct image once; shared between products and labels"""
+    title_features: FloatArray | None = None
+    """(N, width): the frozen text encoder's features instead of tokens"""
+    image_features: FloatArray | None = None
+    """(U, width): the frozen image encoder's features instead of pixels"""
+    title_vectors: FloatArray | None = None
+    """(N, D): module 3's title vectors instead of tokens"""
+    image_vectors: FloatArray | None = None
+    """(U, D): module 3's image vectors instead of pixels"""
+
+    def __len__(self) -> int:
+        return len(self.token_counts)
+
+    @property
+    def most_images(self) -> int:
+        """Images of the item that has most: fixes the bag slots of a whole set."""
+        return int(np.diff(self.image_offsets).max(initial=0))
+
+    def batch(self, items: Int64Array, image_dropout: float = 0.0, random: np.random.Generator | None = None) -> ItemBatch:
+        """The items' arrays, gathered and padded; ``image_dropout`` leaves images out, never the last slot."""
+        counts = self.token_counts[items]
+        starts, ends = self.image_offsets[items], self.image_offsets[items + 1]
+        rows = [self.image_rows[a:b] for a, b in zip(starts, ends, strict=True)]
+        if image_dropout and random is not None:
+            rows = [_drop(r, bool(self.has_title[i]), image_dropout, random) for r, i in zip(rows, items, strict=True)]
+        most = max((len(r) for r in rows), default=0)
+        image_mask = np.zeros((len(items), most), dtype=np.bool_)
+        for row, own in enumerate(rows):
+            image_mask[row, : len(own)] = True
+        distinct, inverse = np.unique(np.concatenate([*rows, np.zeros(0, np.int64)]), return_inverse=True)
+        image_index = np.zeros((len(items), most), dtype=np.int64)
+        image_index[image_mask] = inverse
+        title = self._title_source(items, int(counts.max(initial=1)))
+        image = self._image_source(distinct)
+        length = title.shape[1] if title.dtype == np.int64 else 0
+        token_mask = (np.arange(length)[None, :] < counts[:, None]).astype(np.int64)
+        return ItemBatch(title, token_mask, self.has_title[items], image, image_index, image_mask, self._stages())
+
+    def _stages(self) -> tuple[str, str]:
+        title = "vectors" if self.title_vectors is not None else "features" if self.title_features is not None else "raw"
+        image = "vectors" if self.image_vectors is not None else "features" if self.image_features is not None else "raw"
+        return title, image
+
+    def _title_source(self, items: Int64Array, length: int) -> Int64Array | FloatArray:
+        stored = self.title_vectors if self.title_vectors is not None else self.title_features
+        if stored is not None:
+            return np.asarray(stored[items], dtype=np.float32)
+        return np.asarray(self.token_ids[items, :length], dtype=np.int64)
+
+    def _image_source(self, distinct: Int64Array) -> Uint8Array | FloatArray:
+        stored = self.image_vectors if self.image_vectors is not None else self.image_features
+        if stored is not None:
+            return np.asarray(stored[distinct], dtype=np.float32)
+        return np.asarray(self.pixels[distinct])
+
+    def with_vectors(self, title_vectors: FloatArray, image_vectors: FloatArray) -> ItemArrays:
+        """The same items with module 3's vectors in place of tokens and pixels."""
+        return replace(self, title_vectors=title_vectors, image_vectors=image_vectors)
+
+
+def _drop(rows: Int64Array, has_title: bool, probability: float, random: np.random.Generator) -> Int64Array:
+    kept = rows[random.random(len(rows)) >= probability]
+    return kept if len(kept) or has_title else rows[:1]
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """B items, ready for the encoder."""
+
+    title: Int64Array | FloatArray
+    """(B, T) token ids, or (B, width) features, or (B, D) vectors"""
+    token_mask: Int64Array
+    """(B, T); without columns when ``title`` is no tokens"""
+    has_title: BoolArray
+    """(B,)"""
+    image: Uint8Array | FloatArray
+    """(U, side, side, 3) pixels, or (U, width) features, or (U, D) vectors of the batch's distinct images"""
+    image_index: Int64Array
+    """(B, I) into ``image``; 0 where masked"""
+    image_mask: BoolArray
+    """(B, I)"""
+    stages: tuple[str, str]
+    """What ``title`` and ``image`` hold: raw, features or vectors"""
+
+
+def prepare(
+    catalogue: Catalogue, spec: InputSpec, tokenizer: TitleTokenizer, folder: Path, progress: Progress
+) -> tuple[ItemArrays, ItemArrays]:
+    """Products and labels of a catalogue as arrays in ``folder``; what lies there whole already is reused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = [catalogue.products] if catalogue.products_are_labels else [catalogue.products, catalogue.labels]
+    names: dict[str, int] = {}
+    layouts = [_image_layout(items, spec.max_images, names) for items in sets]
+    pixels = _decode_all(list(names), catalogue, spec, folder, progress)
+    arrays = []
+    for number, (items, (offsets, rows)) in enumerate(zip(sets, layouts, strict=True)):
+        ids, counts = _tokenise(items, spec, tokenizer, folder / f"tokens-{number}.npy")
+        has_title = np.fromiter((bool(normalise_title(i.title)) for i in items), np.bool_, len(items))
+        arrays.append(ItemArrays(ids, counts, has_title, offsets, rows, pixels))
+    return arrays[0], arrays[-1]
+
+
+def _image_layout(items: Sequence[Item], most: int, names: dict[str, int]) -> tuple[Int64Array, Int64Array]:
+    counts = np.fromiter((min(len(i.images), most) for i in items), np.int64, len(items))
+    rows = [names.setdefault(image, len(names)) for item in items for image in item.images[:most]]
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.asarray(rows, dtype=np.int64)
+
+
+def _decode_all(names: list[str], catalogue: Catalogue, spec: InputSpec, folder: Path, progress: Progress) -> Uint8Array:
+    side = spec.image_side_pixels
+    path, marker = folder / "pixels.npy", folder / "pixels.json"
+    identity = hashlib.sha256(json.dumps([str(catalogue.folder), side, names]).encode()).hexdigest()
+    if marker.is_file() and json.loads(marker.read_text()) == identity:
+        return np.asarray(np.load(path, mmap_mode="r")) if not names else np.load(path, mmap_mode="r")
+    marker.unlink(missing_ok=True)
+    if not names:
+        pixels = np.zeros((0, side, side, 3), np.uint8)
+        np.save(path, pixels)
+    else:
+        pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(names), side, side, 3))
+        reader = ImageReader(catalogue.folder)
+
+        def read(name: str) -> Uint8Array:
+            try:
+                return decode_image(reader.read(name), side)
+            except ImageError as error:
+                raise CatalogueError(catalogue.folder / name, None, f"{error}; replace or remove the image") from error
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for row, decoded in enumerate(_bounded_map(pool, read, names)):
+                pixels[row] = decoded
+                progress("decoding images", row + 1, len(names))
+        pixels.flush()
+    marker.write_text(json.dumps(identity))
+    return np.load(path, mmap_mode="r") if names else pixels
+
+
+def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[str], Uint8Array], names: list[str]):  # type: ignore[no-untyped-def]
+    """``pool.map`` that keeps at most 256 results waiting, so that memory stays bounded."""
+    iterator = iter(names)
+    waiting = [pool.submit(function, name) for name in islice(iterator, 256)]
+    while waiting:
+        done = waiting.pop(0)
+        for name in islice(iterator, 1):
+            waiting.append(pool.submit(function, name))
+        yield done.result()
+
+
+def _tokenise(items: Sequence[Item], spec: InputSpec, tokenizer: TitleTokenizer, path: Path) -> tuple[Int64Array, Int64Array]:
+    ids = np.lib.format.open_memmap(path, "w+", np.int32, (max(1, len(items)), spec.max_title_tokens))
+    counts = np.zeros(len(items), dtype=np.int64)
+    for start in range(0, len(items), _TITLES_AT_ONCE):
+        batch = tokenizer.encode([i.title for i in items[start : start + _TITLES_AT_ONCE]])
+        ids[start : start + len(batch.ids), : batch.ids.shape[1]] = batch.ids
+        counts[start : start + len(batch.ids)] = batch.mask.sum(axis=1)
+    ids.flush()
+    return np.load(path, mmap_mode="r"), counts

@@ -1,0 +1,208 @@
+"""Epochs, steps, accumulation, schedules and checkpoints of one module.
+
+Knows no network and no data: told the batches of an epoch and the loss of a batch. Every step seeds its own
+randomness from (seed, module, epoch, step), so that a resumed run draws what the killed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mufin.errors import TrainingError
+from mufin.inputs import Int64Array
+from mufin.training.checkpoint import TrainState, has_adapters, save_state
+from mufin.training.config import TrainConfig
+from mufin.training.model import Mufin
+from mufin.training.progress import Reporter
+from mufin.training.workers import Workers
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class Session:
+    """What all modules of one training share."""
+
+    config: TrainConfig
+    model: Mufin
+    device: torch.device
+    folder: Path
+    reporter: Reporter
+    workers: Workers
+    identity: str
+    clusters: list[Int64Array] = field(default_factory=list)
+    positives: list[Tensor] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent by stage since the last log line."""
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        if self.workers.is_main:
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(values) + "\n")
+
+    def spend(self, stage: str, since: float) -> float:
+        """Book the time since ``since`` on a stage; returns now."""
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+
+@dataclass
+class Group:
+    """Parameters that share an optimiser and a learning rate."""
+
+    parameters: list[nn.Parameter]
+    learning_rate: float
+    weight_decay: float
+    sparse: bool = False
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """A generator that depends on the key alone."""
+    return np.random.default_rng([zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key])
+
+
+def schedule(step: int, steps: int, warmup_steps: float) -> float:
+    """Linear rise over ``warmup_steps``, then linear decay to 0 at ``steps``."""
+    if step < warmup_steps:
+        return (step + 1) / max(1.0, warmup_steps)
+    return max(0.0, (steps - step) / max(1.0, steps - warmup_steps))
+
+
+@dataclass
+class Module:
+    """One of the recipe's trained modules, as the loop needs it."""
+
+    name: str
+    epochs: int
+    accumulation: int
+    warmup_epochs: float
+    groups: list[Group]
+    batches: Callable[[int], Sequence[Int64Array]]
+    """Epoch -> rows of each step, the same on every call."""
+    loss: Callable[[Int64Array, np.random.Generator], Tensor]
+    """Rows of a step and its randomness -> loss; runs under autocast."""
+    after_epoch: Callable[[int], dict[str, Any]]
+    """Epoch just done -> figures to log (evaluation)."""
+
+
+def run_module(session: Session, module: Module, resumed: TrainState | None) -> None:
+    """Train a module from its start, or from where ``resumed`` left it."""
+    if module.epochs == 0:
+        return
+    optimizers = [_optimizer(group) for group in module.groups if group.parameters]
+    scaler = torch.amp.GradScaler(session.device.type, enabled=session.config.precision == "fp16")
+    epoch = step = 0
+    if resumed is not None:
+        epoch, step = resumed.epoch, resumed.step
+        for optimizer, state in zip(optimizers, resumed.optimizers, strict=True):
+            optimizer.load_state_dict(state)
+        if resumed.scaler:
+            scaler.load_state_dict(resumed.scaler)
+    else:
+        _save(session, module, optimizers, scaler, 0, 0)
+    last_save = time.monotonic()
+    while epoch < module.epochs:
+        batches = module.batches(epoch)
+        started = time.monotonic()
+        losses: list[float] = []
+        while step < len(batches):
+            due = time.monotonic() - last_save > session.config.checkpoint_minutes * 60
+            if due and step % module.accumulation == 0:
+                _save(session, module, optimizers, scaler, epoch, step)
+                last_save = time.monotonic()
+            losses.append(_step(session, module, optimizers, scaler, epoch, step, batches))
+            step += 1
+            session.reporter.step(
+                module.name, epoch * len(batches) + step, module.epochs * len(batches), f"loss {losses[-1]:.4f}"
+            )
+        epoch, step = epoch + 1, 0
+        figures = module.after_epoch(epoch)
+        spent = {f"{name}_seconds": round(value, 3) for name, value in session.seconds.items()}
+        session.seconds.clear()
+        mean = float(np.mean(losses)) if losses else float("nan")
+        rate = module.groups[0].learning_rate * schedule(epoch * len(batches), module.epochs * len(batches), module.warmup_epochs * len(batches))
+        session.log(
+            module=module.name, epoch=epoch, loss=mean, learning_rate=rate,
+            epoch_seconds=round(time.monotonic() - started, 3), **spent, **figures,
+        )  # fmt: skip
+        _save(session, module, optimizers, scaler, epoch, 0)
+        last_save = time.monotonic()
+
+
+def _optimizer(group: Group) -> torch.optim.Optimizer:
+    if group.sparse:
+        return torch.optim.SparseAdam(group.parameters, lr=group.learning_rate)
+    return torch.optim.AdamW(group.parameters, lr=group.learning_rate, weight_decay=group.weight_decay, eps=1e-8)
+
+
+def _step(
+    session: Session, module: Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
+    epoch: int, step: int, batches: Sequence[Int64Array],
+) -> float:  # fmt: skip
+    config = session.config
+    random = generator(config.seed, module.name, epoch, step)
+    torch.manual_seed(int(random.integers(2**62)) + session.workers.rank)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    began = time.monotonic()
+    try:
+        with torch.autocast(session.device.type, dtype=dtype, enabled=dtype is not None):
+            loss = module.loss(batches[step], random)
+        value = session.workers.total(loss.detach())
+        if not np.isfinite(value):
+            raise TrainingError(
+                f"{module.name}, epoch {epoch + 1}, step {step + 1}: the loss is {value}; the last checkpoint is intact. "
+                "Lower the learning rate, raise warmup_epochs, or use precision bf16 or fp32"
+            )
+        began = session.spend("forward", began)
+        scaler.scale(loss / module.accumulation).backward()  # type: ignore[no-untyped-call]
+        began = session.spend("backward", began)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(
+            f"{module.name}, epoch {epoch + 1}, step {step + 1}: out of memory with {len(batches[step])} products a step; "
+            "the last checkpoint is intact. Lower batch_size and raise accumulation, or use gradient_checkpointing"
+        ) from error
+    if (step + 1) % module.accumulation == 0 or step + 1 == len(batches):
+        factor = schedule(
+            epoch * len(batches) + step, module.epochs * len(batches), module.warmup_epochs * len(batches)
+        )
+        session.workers.reduce_gradients(p for group in module.groups for p in group.parameters)
+        for optimizer, group in zip(optimizers, (g for g in module.groups if g.parameters), strict=True):
+            for settings in optimizer.param_groups:
+                settings["lr"] = group.learning_rate * factor
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        session.spend("optimiser", began)
+    return float(value)
+
+
+def _save(
+    session: Session, module: Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
+    epoch: int, step: int,
+) -> None:  # fmt: skip
+    if not session.workers.is_main:
+        return
+    metrics = session.folder / METRICS_FILE
+    save_state(
+        session.folder,
+        TrainState(
+            module=module.name, epoch=epoch, step=step, model=session.model.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in optimizers], scaler=scaler.state_dict(),
+            clusters=[torch.from_numpy(c) for c in session.clusters], positives=session.positives,
+            adapters=has_adapters(session.model), metrics_bytes=metrics.stat().st_size if metrics.exists() else 0,
+            identity=session.identity,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,261 @@
+"""The whole network: encoders, bag self-attention, cross-attention, label classifiers.
+
+Knows no files, no catalogue and no optimiser; blocks receive built parts or numbers.
+Source: mufin.md sections 2 to 5 (the authors' release), with the decisions of its section 11.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from mufin.training.config import EncoderConfig, NetworkConfig
+
+
+def projection(inputs: int, outputs: int, spectral_norm: bool) -> nn.Linear:
+    """A linear map as MUFIN adds it: bias 0, identity when square, else kaiming; spectral norm on request."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.bias)
+    if inputs == outputs:
+        nn.init.eye_(layer.weight)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, a=0.0)
+    return add_spectral_norm(layer) if spectral_norm else layer
+
+
+def bottleneck(inputs: int, outputs: int, spectral_norm: bool) -> nn.Sequential:
+    """Affine maps from the encoder's width to D, halving while twice D fits, no non-linearity between."""
+    layers, width = [], inputs
+    while width // 2 > outputs:
+        layers.append(projection(width, width // 2, spectral_norm))
+        width //= 2
+    layers.append(projection(width, outputs, spectral_norm))
+    return nn.Sequential(*layers)
+
+
+def masked_mean(bag: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the slots that hold something: (..., S, D), (..., S) bool -> (..., D)."""
+    weights = mask.to(bag.dtype)
+    total = (bag * weights.unsqueeze(-1)).sum(dim=-2)
+    return cast(Tensor, total / weights.sum(dim=-1, keepdim=True).clamp_min(1e-9))
+
+
+class ResidualAdapter(nn.Module):
+    """R(v) = v + ReLU(Dropout(W v + b)), W starting from identity: adapts frozen features."""
+
+    def __init__(self, dimension: int, dropout: float, spectral_norm: bool) -> None:
+        super().__init__()
+        self.transform = projection(dimension, dimension, spectral_norm)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> (..., D)"""
+        return vectors + torch.relu(self.dropout(self.transform(vectors)))
+
+
+def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None = None) -> PreTrainedModel:
+    """The transformer behind an encoder.
+
+    ``backbone_config`` (a saved ``transformers`` config) wins: weights then come from a checkpoint, not the hub.
+    """
+    if backbone_config is not None:
+        options = {k: v for k, v in backbone_config.items() if k != "model_type"}
+        return _from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
+    if config.name is not None:
+        return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32))
+    options = {k: v for k, v in config.options.items() if k != "model_type"}
+    return _from_config(AutoConfig.for_model(config.options["model_type"], **options))
+
+
+def _from_config(config: Any) -> PreTrainedModel:
+    extra = {"add_pooling_layer": False} if config.model_type in ("vit", "bert", "deit") else {}
+    return cast(PreTrainedModel, AutoModel.from_config(config, **extra))
+
+
+def backbone_width(backbone: PreTrainedModel) -> int:
+    """Size of the features a backbone hands out."""
+    config = backbone.config
+    sizes = getattr(config, "hidden_sizes", None)
+    return int(sizes[-1] if sizes else config.hidden_size)
+
+
+class TextEncoder(nn.Module):
+    """Title -> one vector: transformer, masked mean over tokens, bottleneck, adapter."""
+
+    def __init__(self, backbone: PreTrainedModel, network: NetworkConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.bottleneck = bottleneck(backbone_width(backbone), network.dimension, network.spectral_norm)
+        self.adapter: nn.Module = nn.Identity()
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> (B, width): what a frozen encoder may keep on disk."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return masked_mean(hidden, attention_mask.bool())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> (B, D)"""
+        return cast(Tensor, self.adapter(self.bottleneck(self.features(input_ids, attention_mask))))
+
+
+class ImageEncoder(nn.Module):
+    """Image -> one vector: scaling, transformer (CLS) or convolutions (mean), bottleneck, adapter."""
+
+    def __init__(self, backbone: PreTrainedModel, network: NetworkConfig, mean: float, std: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mean, self.std = mean, std
+        self.bottleneck = bottleneck(backbone_width(backbone), network.dimension, network.spectral_norm)
+        self.adapter: nn.Module = nn.Identity()
+        # ViT keeps its positional grid and interpolates it to the image (mufin.md section 1).
+        self.interpolates = hasattr(backbone.config, "patch_size") and backbone.config.model_type in ("vit", "deit")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(N, side, side, 3) uint8 -> (N, 3, side, side) float, scaled to 0..1, mean and std applied."""
+        scaled = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        return (scaled - self.mean) / self.std
+
+    def features(self, normalised: Tensor) -> Tensor:
+        """(N, 3, side, side) float -> (N, width): what a frozen encoder may keep on disk."""
+        if self.interpolates:
+            hidden = self.backbone(pixel_values=normalised, interpolate_pos_encoding=True).last_hidden_state
+        else:
+            hidden = self.backbone(pixel_values=normalised).last_hidden_state
+        return cast(Tensor, hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden[:, 0])
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """(N, width) -> (N, D)"""
+        return cast(Tensor, self.adapter(self.bottleneck(features)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, side, side, 3) uint8 -> (N, D)"""
+        return self.encode_features(self.features(self.normalise(pixels)))
+
+
+class BagAttention(nn.Module):
+    """One attention layer over bags: LayerNorm(W_o softmax(q k) v + b_o + queries), no feed-forward."""
+
+    def __init__(self, network: NetworkConfig) -> None:
+        super().__init__()
+        dimension = network.dimension
+        self.heads, self.legacy_heads = network.attention_heads, network.legacy_heads
+        self.query = projection(dimension, dimension, network.spectral_norm)
+        self.key = projection(dimension, dimension, network.spectral_norm)
+        self.value = projection(dimension, dimension, network.spectral_norm)
+        self.output = projection(dimension, dimension, network.spectral_norm)
+        self.norm = nn.LayerNorm(dimension, eps=1e-5)
+        self.dropout = nn.Dropout(network.dropout)
+
+    def project(self, bag: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., M, D) of a bag, which do not depend on who asks."""
+        return self.key(bag), self.value(bag)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., S, D) against projected (..., M, D) and mask (..., M) bool; leading sizes broadcast.
+
+        Returns the attended bag (..., S, D) and the weights (..., H, S, M). A row with no key gives NaN.
+        """
+        q, k, v = self._split(self.query(queries)), self._split(keys), self._split(values)
+        logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        weights = logits.masked_fill(~mask[..., None, None, :], -torch.inf).softmax(dim=-1)
+        attended = self.output(self._merge(self.dropout(weights) @ v))
+        return self.norm(attended + queries), weights
+
+    def forward(self, queries: Tensor, bag: Tensor, mask: Tensor) -> Tensor:
+        """(..., S, D) asks (..., M, D) with mask (..., M) bool -> (..., S, D)"""
+        return self.attend(queries, *self.project(bag), mask)[0]
+
+    def _split(self, vectors: Tensor) -> Tensor:
+        *lead, slots, dimension = vectors.shape
+        return vectors.reshape(*lead, slots, self.heads, dimension // self.heads).transpose(-2, -3)
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        """(..., H, S, e) -> (..., S, D); ``legacy_heads`` leaves the permute out (mufin.md Q1)."""
+        *lead, count, slots, width = heads.shape
+        merged = heads if self.legacy_heads else heads.transpose(-2, -3)
+        return merged.reshape(*lead, slots, count * width)
+
+
+class ItemEncoder(nn.Module):
+    """Item -> bag after self-attention -> embedding. Products and labels share it."""
+
+    def __init__(self, text: TextEncoder, image: ImageEncoder, self_attention: BagAttention | None) -> None:
+        super().__init__()
+        self.text, self.image, self.self_attention = text, image, self_attention
+
+    def attend(self, bag: Tensor, mask: Tensor) -> Tensor:
+        """Raw bag (B, S, D), mask (B, S) bool -> bag after self-attention (B, S, D)."""
+        return bag if self.self_attention is None else cast(Tensor, self.self_attention(bag, bag, mask))
+
+    def embed(self, attended: Tensor, mask: Tensor) -> Tensor:
+        """Bag after self-attention -> embedding (B, D), unit length."""
+        return F.normalize(masked_mean(attended, mask), dim=-1)
+
+
+class LabelClassifiers(nn.Module):
+    """w_l = norm(a_l norm(v_l) + b_l norm(z_l)), (a_l, b_l) = softmax(g_l); z_l is the label's embedding."""
+
+    def __init__(self, labels: int, dimension: int, sparse: bool) -> None:
+        super().__init__()
+        self.free = nn.Embedding(labels, dimension, sparse=sparse)
+        nn.init.kaiming_uniform_(self.free.weight, a=0.0)
+        self.gate = nn.Embedding(labels, 2, sparse=sparse)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, labels: Tensor, label_embeddings: Tensor) -> Tensor:
+        """Label indices (N,), their embeddings (N, D) -> classifier vectors (N, D), unit length."""
+        gate = self.gate(labels).softmax(dim=-1)
+        free = F.normalize(self.free(labels), dim=-1)
+        return F.normalize(gate[:, :1] * free + gate[:, 1:] * F.normalize(label_embeddings, dim=-1), dim=-1)
+
+
+class Mufin(nn.Module):
+    """Item encoder, cross-attention and label classifiers."""
+
+    def __init__(self, encoder: ItemEncoder, cross_attention: BagAttention | None, classifiers: LabelClassifiers) -> None:
+        super().__init__()
+        self.encoder, self.cross_attention, self.classifiers = encoder, cross_attention, classifiers
+
+    def adapt(
+        self, product_bag: Tensor, product_mask: Tensor, label_bag: Tensor, label_mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Label-adapted product vectors.
+
+        product_bag (B, S, D), label_bag (B, K, M, D), masks (B, S) and (B, K, M), all after self-attention.
+        Returns (B, K, D), not normalised, and the attention weights (B, K, H, S, M); without cross-attention
+        the pooled product for every label, and None.
+        """
+        if self.cross_attention is None:
+            pooled = masked_mean(product_bag, product_mask).unsqueeze(1)
+            return pooled.expand(-1, label_bag.shape[1], -1), None
+        keys, values = self.cross_attention.project(label_bag)
+        return self.adapt_projected(product_bag, product_mask, keys, values, label_mask)
+
+    def adapt_projected(
+        self, product_bag: Tensor, product_mask: Tensor, keys: Tensor, values: Tensor, label_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``adapt`` with the labels' keys and values (B, K, M, D) projected before they were gathered."""
+        assert self.cross_attention is not None
+        queries = product_bag.unsqueeze(1).expand(-1, keys.shape[1], -1, -1)
+        attended, weights = self.cross_attention.attend(queries, keys, values, label_mask)
+        return masked_mean(attended, product_mask.unsqueeze(1)), weights
+
+
+def build_network(
+    text: PreTrainedModel, image: PreTrainedModel, network: NetworkConfig, labels: int, *,
+    image_mean: float = 0.5, image_std: float = 0.5, sparse_classifiers: bool = False,
+) -> Mufin:  # fmt: skip
+    """Join two backbones and MUFIN's own blocks into a network for ``labels`` labels."""
+    encoder = ItemEncoder(
+        TextEncoder(text, network),
+        ImageEncoder(image, network, image_mean, image_std),
+        BagAttention(network) if network.self_attention else None,
+    )
+    cross = BagAttention(network) if network.cross_attention else None
+    return Mufin(encoder, cross, LabelClassifiers(labels, network.dimension, sparse_classifiers))

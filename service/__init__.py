@@ -1,0 +1,1 @@
+"""How requests reach ``mufin.predictor``: network, waiting, caching. Imports no torch."""
