@@ -101,9 +101,9 @@ def has_adapters(model: Mufin) -> bool:
 
 def save_run(
     folder: Path, model: Mufin, config: TrainConfig, score_spec: ScoreSpec, tokenizer_json: str, facts: RunFacts,
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, Any], identity: str,
 ) -> None:  # fmt: skip
-    """Write ``folder``/model; ``run.json`` comes last and marks it whole."""
+    """Write ``folder``/model; ``run.json`` comes last and marks it whole. The resume state is removed then."""
     target = folder / MODEL_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     (target / "run.json").unlink(missing_ok=True)
@@ -118,9 +118,25 @@ def save_run(
         "adapters": has_adapters(model),
         "facts": asdict(facts),
         "metrics": metrics,
+        "identity": identity,
     }
     text = json.dumps(values, indent=1, default=str)
     atomic_write(target / "run.json", lambda path: _write_text(path, text))
+    (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def finished_metrics(folder: Path, identity: str) -> dict[str, Any] | None:
+    """Metrics of the run that ``folder`` holds finished already, or None. Raises CheckpointError for another run."""
+    path = folder / MODEL_FOLDER / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found, metrics = str(values["identity"]), dict(values["metrics"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; train into a new folder") from error
+    _check_identity(folder, found, identity)
+    return metrics
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -189,9 +205,13 @@ def load_state(folder: Path, identity: str) -> TrainState | None:
         state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; delete the run folder and train again") from error
-    if state.identity != identity:
+    _check_identity(folder, state.identity, identity)
+    return state
+
+
+def _check_identity(folder: Path, found: str, identity: str) -> None:
+    if found != identity:
         raise CheckpointError(
-            f"{folder} was begun with another config or catalogue ({state.identity[:12]}, now {identity[:12]}): "
+            f"{folder} was begun with another config or catalogue ({found[:12]}, now {identity[:12]}): "
             "train into a new folder, or delete this one"
         )
-    return state

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,29 +19,36 @@ from mufin.training.item_arrays import ItemArrays, ItemBatch
 from mufin.training.model import ItemEncoder
 
 
+def title_vectors(encoder: ItemEncoder, stage: str, title: Tensor, token_mask: Tensor) -> Tensor:
+    """What a batch holds of titles (tokens, features or vectors) -> (B, D)."""
+    if stage == "raw":
+        return cast(Tensor, encoder.text(title, token_mask))
+    if stage == "features":
+        return encoder.text.encode_features(title)
+    return cast(Tensor, encoder.text.adapter(title))
+
+
+def image_vectors(encoder: ItemEncoder, stage: str, image: Tensor) -> Tensor:
+    """What a batch holds of images (pixels, features or vectors) -> (U, D)."""
+    if stage == "raw":
+        return cast(Tensor, encoder.image(image))
+    if stage == "features":
+        return encoder.image.encode_features(image)
+    return cast(Tensor, encoder.image.adapter(image))
+
+
 def raw_bag(encoder: ItemEncoder, batch: ItemBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Title and image vectors of a batch in bag order: (B, S, D) and mask (B, S) bool, S = I + 1."""
     title_stage, image_stage = batch.stages
-    title = torch.from_numpy(batch.title).to(device)
-    if title_stage == "raw":
-        title_vectors = encoder.text(title, torch.from_numpy(batch.token_mask).to(device))
-    elif title_stage == "features":
-        title_vectors = encoder.text.adapter(encoder.text.bottleneck(title))
-    else:
-        title_vectors = encoder.text.adapter(title)
+    tokens = torch.from_numpy(batch.token_mask).to(device)
+    titles = title_vectors(encoder, title_stage, torch.from_numpy(batch.title).to(device), tokens)
     title_mask = torch.from_numpy(batch.has_title).to(device)[:, None]
     if batch.image_mask.shape[1] == 0:
-        return title_vectors[:, None], title_mask
-    image = torch.from_numpy(batch.image).to(device)
-    if image_stage == "raw":
-        image_vectors = encoder.image(image)
-    elif image_stage == "features":
-        image_vectors = encoder.image.encode_features(image)
-    else:
-        image_vectors = encoder.image.adapter(image)
-    slots = image_vectors[torch.from_numpy(batch.image_index).to(device)]
+        return titles[:, None], title_mask
+    images = image_vectors(encoder, image_stage, torch.from_numpy(batch.image).to(device))
+    slots = images[torch.from_numpy(batch.image_index).to(device)]
     mask = torch.cat([torch.from_numpy(batch.image_mask).to(device), title_mask], dim=1)
-    return torch.cat([slots, title_vectors[:, None].to(slots.dtype)], dim=1), mask
+    return torch.cat([slots, titles[:, None].to(slots.dtype)], dim=1), mask
 
 
 def encode_batch(encoder: ItemEncoder, batch: ItemBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,35 +109,38 @@ def encode_items(
 
 
 @torch.no_grad()
-def slot_vectors(
-    encoder: ItemEncoder, arrays: ItemArrays, batch_size: int, device: torch.device, folder: Path, name: str,
-    *, image_vectors: FloatArray | None = None,
-) -> tuple[FloatArray, FloatArray]:  # fmt: skip
-    """Module 3: title vectors (N, D) and image vectors (U, D) before self-attention, as memory maps in ``folder``.
-
-    ``image_vectors`` of another item set over the same pixels are passed through.
-    """
+def store_titles(
+    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path,
+    encode: Callable[[Tensor, Tensor], Tensor],
+) -> FloatArray:  # fmt: skip
+    """Titles of a whole set through ``encode`` (stored form, token mask) -> (N, width), as a memory map at ``path``."""
     was_training = encoder.training
     encoder.eval()
-    dimension = encoder.text.bottleneck[-1].out_features
-    assert isinstance(dimension, int)
-    titles = np.lib.format.open_memmap(folder / f"titles-{name}.npy", "w+", np.float32, (len(arrays), dimension))
+    stored = np.lib.format.open_memmap(path, "w+", np.float32, (len(arrays), width))
     order = np.argsort(arrays.token_counts, kind="stable")
     for start in range(0, len(arrays), batch_size):
         rows = order[start : start + batch_size]
-        length = int(arrays.token_counts[rows].max(initial=1))
-        ids = torch.from_numpy(np.asarray(arrays.token_ids[rows, :length], dtype=np.int64)).to(device)
-        token_mask = (np.arange(length)[None] < arrays.token_counts[rows][:, None]).astype(np.int64)
-        vectors = encoder.text(ids, torch.from_numpy(token_mask).to(device))
-        titles[rows] = vectors.float().cpu().numpy()
-    if image_vectors is None:
-        path = folder / "images.npy"
-        count = len(arrays.pixels)
-        image_vectors = np.zeros((0, dimension), np.float32)
-        if count:
-            image_vectors = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimension))
-        for start in range(0, count, batch_size):
-            pixels = torch.from_numpy(np.asarray(arrays.pixels[start : start + batch_size])).to(device)
-            image_vectors[start : start + batch_size] = encoder.image(pixels).float().cpu().numpy()
+        title, token_mask = arrays.titles(rows)
+        result = encode(torch.from_numpy(title).to(device), torch.from_numpy(token_mask).to(device))
+        stored[rows] = result.float().cpu().numpy()
     encoder.train(was_training)
-    return titles, image_vectors
+    return stored
+
+
+@torch.no_grad()
+def store_images(
+    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path,
+    encode: Callable[[Tensor], Tensor],
+) -> FloatArray:  # fmt: skip
+    """All distinct images through ``encode`` (stored form) -> (U, width), as a memory map at ``path``."""
+    count = arrays.image_count
+    if not count:
+        return np.zeros((0, width), np.float32)
+    was_training = encoder.training
+    encoder.eval()
+    stored = np.lib.format.open_memmap(path, "w+", np.float32, (count, width))
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, min(start + batch_size, count))
+        stored[rows] = encode(torch.from_numpy(arrays.images(rows)).to(device)).float().cpu().numpy()
+    encoder.train(was_training)
+    return stored

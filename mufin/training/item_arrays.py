@@ -71,7 +71,6 @@ class ItemArrays:
 
     def batch(self, items: Int64Array, image_dropout: float = 0.0, random: np.random.Generator | None = None) -> ItemBatch:
         """The items' arrays, gathered and padded; ``image_dropout`` leaves images out, never the last slot."""
-        counts = self.token_counts[items]
         starts, ends = self.image_offsets[items], self.image_offsets[items + 1]
         rows = [self.image_rows[a:b] for a, b in zip(starts, ends, strict=True)]
         if image_dropout and random is not None:
@@ -83,28 +82,38 @@ class ItemArrays:
         distinct, inverse = np.unique(np.concatenate([*rows, np.zeros(0, np.int64)]), return_inverse=True)
         image_index = np.zeros((len(items), most), dtype=np.int64)
         image_index[image_mask] = inverse
-        title = self._title_source(items, int(counts.max(initial=1)))
-        image = self._image_source(distinct)
-        length = title.shape[1] if title.dtype == np.int64 else 0
-        token_mask = (np.arange(length)[None, :] < counts[:, None]).astype(np.int64)
-        return ItemBatch(title, token_mask, self.has_title[items], image, image_index, image_mask, self._stages())
+        title, token_mask = self.titles(items)
+        image = self.images(distinct)
+        return ItemBatch(title, token_mask, self.has_title[items], image, image_index, image_mask, self.stages)
 
-    def _stages(self) -> tuple[str, str]:
+    @property
+    def image_count(self) -> int:
+        """U, distinct images."""
+        return len(self.pixels)
+
+    @property
+    def stages(self) -> tuple[str, str]:
+        """What stands for titles and images: raw, features or vectors."""
         title = "vectors" if self.title_vectors is not None else "features" if self.title_features is not None else "raw"
         image = "vectors" if self.image_vectors is not None else "features" if self.image_features is not None else "raw"
         return title, image
 
-    def _title_source(self, items: Int64Array, length: int) -> Int64Array | FloatArray:
+    def titles(self, items: Int64Array) -> tuple[Int64Array | FloatArray, Int64Array]:
+        """Stored form of the items' titles, and the token mask (B, T), without columns where it is no tokens."""
         stored = self.title_vectors if self.title_vectors is not None else self.title_features
         if stored is not None:
-            return np.asarray(stored[items], dtype=np.float32)
-        return np.asarray(self.token_ids[items, :length], dtype=np.int64)
+            return np.array(stored[items], dtype=np.float32), np.zeros((len(items), 0), np.int64)
+        counts = self.token_counts[items]
+        length = int(counts.max(initial=1))
+        mask = (np.arange(length)[None, :] < counts[:, None]).astype(np.int64)
+        return np.asarray(self.token_ids[items, :length], dtype=np.int64), mask
 
-    def _image_source(self, distinct: Int64Array) -> Uint8Array | FloatArray:
+    def images(self, rows: Int64Array) -> Uint8Array | FloatArray:
+        """Stored form of distinct images, in the order of ``rows``."""
         stored = self.image_vectors if self.image_vectors is not None else self.image_features
         if stored is not None:
-            return np.asarray(stored[distinct], dtype=np.float32)
-        return np.asarray(self.pixels[distinct])
+            return np.array(stored[rows], dtype=np.float32)
+        return np.array(self.pixels[rows])
 
     def with_vectors(self, title_vectors: FloatArray, image_vectors: FloatArray) -> ItemArrays:
         """The same items with module 3's vectors in place of tokens and pixels."""

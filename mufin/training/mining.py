@@ -115,7 +115,7 @@ def draw_candidates(
     """Module 4's labels for each row: [shortlist negatives | random negatives | positives].
 
     shortlists (all rows, K) best first, padded -1. Without replacement; positives need not be in the shortlist.
-    ``masked`` (all rows) are labels that count neither as relevant nor as negative (exclude pairs).
+    ``masked`` (B, L) are labels that count neither as relevant nor as negative (exclude pairs).
     Returns labels (B, C), which of them are relevant (B, C), and which are real draws (B, C): a row short of
     material repeats label 0 there, to be left out of the loss.
     """
@@ -125,7 +125,7 @@ def draw_candidates(
     real = np.zeros((len(rows), width), dtype=np.bool_)
     for position, row in enumerate(rows):
         own = relevance.row(int(row))
-        known = np.concatenate([own, masked.row(int(row))])
+        known = np.concatenate([own, masked.row(position)])
         short = shortlists[row]
         short = short[short >= 0]
         wrong = short[~np.isin(short, known)][drop_hardest:]

@@ -99,9 +99,13 @@ class TextEncoder(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return masked_mean(hidden, attention_mask.bool())
 
+    def encode_features(self, features: Tensor) -> Tensor:
+        """(B, width) -> (B, D)"""
+        return cast(Tensor, self.adapter(self.bottleneck(features)))
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> (B, D)"""
-        return cast(Tensor, self.adapter(self.bottleneck(self.features(input_ids, attention_mask))))
+        return self.encode_features(self.features(input_ids, attention_mask))
 
 
 class ImageEncoder(nn.Module):

@@ -119,7 +119,9 @@ def _fold(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             parts = [weights.get(stem + "_u"), weights.get(stem + "_v")]
             if parts[0] is None or parts[1] is None:
                 raise CheckpointError(f"{source}: missing keys: {stem}_u, {stem}_v beside {key}")
-            result[stem] = value / torch.dot(parts[0], value @ parts[1])
+            # In float64: sigma may be a small difference of large terms.
+            wide = value.double()
+            result[stem] = (wide / torch.dot(parts[0].double(), wide @ parts[1].double())).to(value.dtype)
         else:
             result[key] = value
     return result

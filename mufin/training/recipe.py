@@ -29,6 +29,7 @@ from mufin.training.checkpoint import (
     TrainState,
     add_adapters,
     atomic_write,
+    finished_metrics,
     has_adapters,
     hash_label_ids,
     load_state,
@@ -36,7 +37,7 @@ from mufin.training.checkpoint import (
 )
 from mufin.training.config import RankerConfig, TrainConfig
 from mufin.training.curves import draw_curves
-from mufin.training.encode import encode_batch, encode_items, slot_vectors
+from mufin.training.encode import encode_batch, encode_items, image_vectors, store_images, store_titles, title_vectors
 from mufin.training.evaluation import (
     encode_labels,
     forbidden_pairs,
@@ -62,7 +63,7 @@ from mufin.training.mining import (
     random_batches,
     relevance_block,
 )
-from mufin.training.model import BagAttention, Mufin, build_backbone, build_network
+from mufin.training.model import BagAttention, Mufin, backbone_width, build_backbone, build_network
 from mufin.training.progress import Reporter
 from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
 from mufin.training.workers import Workers
@@ -99,10 +100,16 @@ def train(
     catalogue = ensure_validation(catalogue, config.validation_fraction, config.seed)
     facts = _facts(catalogue)
     identity = _identity(config, facts)
+    finished = finished_metrics(folder, identity)
+    if finished is not None:
+        reporter.say(f"{folder} is finished already")
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
     resumed = load_state(folder, identity)
+    # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.manual_seed(config.seed)
-    tokenizer_json = _tokenizer(catalogue, config, folder)
+    tokenizer_json = _tokenizer(catalogue, config)
     tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
     cache = folder / "cache" / str(workers.rank)
     products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step)
@@ -115,6 +122,7 @@ def train(
     else:
         _restore(session, resumed)
         reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
+    data = _with_frozen_backbones(session, data, cache)
     for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
         here = resumed if resumed is not None and resumed.module == module else None
         if module == "siamese":
@@ -122,8 +130,6 @@ def train(
         else:
             train_ranker(session, data, config.frozen_ranker if module == "frozen_ranker" else config.ranker, module, cache, here)
     metrics = finish(session, data, tokenizer_json, facts, cache)
-    if workers.is_main:
-        draw_curves(folder / METRICS_FILE, folder / "curves.png")
     workers.wait()
     if workers.is_main:
         shutil.rmtree(folder / "cache")
@@ -262,17 +268,48 @@ def _begin_ranking(session: Session, data: TrainingData, frozen: bool) -> None:
 
 def _with_stored_features(session: Session, data: TrainingData, cache: Path) -> TrainingData:
     """Module 3: every title and image as one vector on disk; the encoders are not run again until the end."""
-    text, image = session.model.encoder.text, session.model.encoder.image
-    adapters = text.adapter, image.adapter
-    text.adapter, image.adapter = nn.Identity(), nn.Identity()
-    size, device = session.config.encode_batch_size, session.device
-    titles, images = slot_vectors(session.model.encoder, data.products, size, device, cache, "products")
-    labels = data.products.with_vectors(titles, images)
+    encoder, size, device = session.model.encoder, session.config.encode_batch_size, session.device
+    dimension = session.config.network.dimension
+    adapters = encoder.text.adapter, encoder.image.adapter
+    encoder.text.adapter, encoder.image.adapter = nn.Identity(), nn.Identity()
+    title_stage, image_stage = data.products.stages
+
+    def titles(title: Tensor, mask: Tensor) -> Tensor:
+        return title_vectors(encoder, title_stage, title, mask)
+
+    images = store_images(
+        encoder, data.products, dimension, size, device, cache / "image-vectors.npy",
+        lambda image: image_vectors(encoder, image_stage, image),
+    )  # fmt: skip
+    own = store_titles(encoder, data.products, dimension, size, device, cache / "product-vectors.npy", titles)
+    products = labels = data.products.with_vectors(own, images)
     if data.labels is not data.products:
-        own, _ = slot_vectors(session.model.encoder, data.labels, size, device, cache, "labels", image_vectors=images)
+        own = store_titles(encoder, data.labels, dimension, size, device, cache / "label-vectors.npy", titles)
         labels = data.labels.with_vectors(own, images)
-    text.adapter, image.adapter = adapters
-    return replace(data, products=data.products.with_vectors(titles, images), labels=labels)
+    encoder.text.adapter, encoder.image.adapter = adapters
+    return replace(data, products=products, labels=labels)
+
+
+def _with_frozen_backbones(session: Session, data: TrainingData, cache: Path) -> TrainingData:
+    """Features of encoders whose every layer is frozen, computed once and kept on disk for the whole training."""
+    config, encoder, device = session.config, session.model.encoder, session.device
+    products, labels = data.products, data.labels
+    size, shared = config.encode_batch_size, data.labels is data.products
+    if config.image.trainable_layers == 0 and products.image_count:
+        image = encoder.image
+        features = store_images(
+            encoder, products, backbone_width(image.backbone), size, device, cache / "image-features.npy",
+            lambda pixels: image.features(image.normalise(pixels)),
+        )  # fmt: skip
+        products, labels = replace(products, image_features=features), replace(labels, image_features=features)
+    if config.text.trainable_layers == 0:
+        width = backbone_width(encoder.text.backbone)
+        own = store_titles(encoder, products, width, size, device, cache / "product-features.npy", encoder.text.features)
+        products = replace(products, title_features=own)
+        if not shared:
+            own = store_titles(encoder, labels, width, size, device, cache / "label-features.npy", encoder.text.features)
+        labels = replace(labels, title_features=own)
+    return replace(data, products=products, labels=products if shared else labels)
 
 
 def _shortlists(session: Session, data: TrainingData, path: Path, fresh: bool) -> Int64Array:
@@ -364,9 +401,11 @@ def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: Run
     spec = replace(spec, calibration_scale=scale, calibration_offset=offset)
     metrics = {name: _precision(labels_, data.valid) for name, labels_ in ranked.rows.items()}
     session.log(module="finish", fusion_weight=alpha, fusion_curve=curve, metrics=metrics)
+    metrics_and_weight = {"fusion_weight": alpha, **metrics}
     if session.workers.is_main:
-        save_run(session.folder, model, config, spec, tokenizer_json, facts, metrics)
-    return {"fusion_weight": alpha, **metrics}
+        draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
+        save_run(session.folder, model, config, spec, tokenizer_json, facts, metrics_and_weight, session.identity)
+    return metrics_and_weight
 
 
 def _precision(ranked: Int64Array, relevance: Relevance) -> dict[str, float]:
@@ -427,8 +466,8 @@ def _identity(config: TrainConfig, facts: RunFacts) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _tokenizer(catalogue: Catalogue, config: TrainConfig, folder: Path) -> str:
-    """The run's tokenizer; a trained one is kept from the first start on."""
+def _tokenizer(catalogue: Catalogue, config: TrainConfig) -> str:
+    """The named encoder's tokenizer, or one built from the titles of products and labels."""
     if config.text.name is not None:
         return load_named_tokenizer(config.text.name)
     lists: Iterable[str] = [item.title for item in [*catalogue.products, *catalogue.labels]]

@@ -1,37 +1,68 @@
-"""The tokenizer of a run: the named encoder's own, or WordPiece trained on the catalogue's titles.
+"""The tokenizer of a run: the named encoder's own, or WordPiece built from the catalogue's titles.
 
 Knows no network. Everything is passed on as the text of a tokenizer.json, which the bundle carries.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mufin.errors import ConfigError
 from mufin.inputs import normalise_title
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_SHORTEST_PIECE = 2
+_LEAST_WORD_COUNT = 2
+_LEAST_WORDS_WITH_PIECE = 4
 
 
 def train_wordpiece(titles: Iterable[str], vocabulary_size: int) -> str:
     """A lower-casing WordPiece tokenizer with BERT's frame, as the text of a tokenizer.json.
 
-    Deterministic for the same titles in the same order. Tokens seen once only are split into pieces.
+    The vocabulary is chosen here: the library's own trainer gives another one on every call with the same titles
+    (huggingface/tokenizers#1794), and a run has to be repeatable.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for title in titles:
+        text = normalizer.normalize_str(normalise_title(title))
+        words.update(word for word, _ in splitter.pre_tokenize_str(text))
+    vocabulary = choose_vocabulary(words, vocabulary_size)
+    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    tokenizer.train_from_iterator((normalise_title(t) for t in titles), trainer)
-    tokenizer.post_processor = processors.BertProcessing(
-        sep=("[SEP]", tokenizer.token_to_id("[SEP]")), cls=("[CLS]", tokenizer.token_to_id("[CLS]"))
-    )
+    frame = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*frame)
     return tokenizer.to_str()
+
+
+def choose_vocabulary(words: Counter[str], size: int) -> list[str]:
+    """Special tokens, every character, then words by count and pieces by the words they occur in; order is fixed.
+
+    Words seen at least twice come first; beginnings and endings (``##...``) shared by several words fill the rest.
+    """
+    characters = Counter(character for word, count in words.items() for character in set(word) for _ in range(min(count, 9)))
+    ordered = [c for c, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))]
+    vocabulary = dict.fromkeys([*SPECIAL_TOKENS, *ordered, *("##" + c for c in ordered)])
+    whole = [w for w, count in words.items() if count >= _LEAST_WORD_COUNT and len(w) > 1]
+    pieces: Counter[str] = Counter()
+    for word in words:
+        pieces.update(word[:end] for end in range(_SHORTEST_PIECE, len(word)))
+        pieces.update("##" + word[start:] for start in range(1, len(word) - _SHORTEST_PIECE + 1))
+    shared = [p for p, count in pieces.items() if count >= _LEAST_WORDS_WITH_PIECE]
+    whole.sort(key=lambda w: (-words[w], w))
+    shared.sort(key=lambda p: (-pieces[p] * len(p), p))
+    room = max(0, size - len(vocabulary))
+    vocabulary |= dict.fromkeys(whole[: max(room * 3 // 4, room - len(shared))])
+    for piece in [*shared, *whole]:
+        if len(vocabulary) >= size:
+            break
+        vocabulary.setdefault(piece)
+    return list(vocabulary)[: max(size, len(SPECIAL_TOKENS))]
 
 
 def load_named_tokenizer(name: str) -> str:

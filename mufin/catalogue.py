@@ -1,0 +1,325 @@
+"""The catalogue folder: read, check, split.
+
+Knows no pixels, no tokens and no network: an image is a name here. docs/catalogue.md describes the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mufin.catalogue_tables import Faults, find_table, read_pair_rows, read_records
+from mufin.errors import CatalogueError
+from mufin.image_source import ImageReader, image_name_fault, is_url
+from mufin.inputs import Int64Array, normalise_title
+from mufin.relevance import Relevance
+
+__all__ = ["Catalogue", "ImageReader", "Item", "Relevance", "Split", "ensure_validation", "read_catalogue"]
+
+SPLITS = ("train", "valid", "test")
+PAIR_COLUMNS = ("product_id", "label_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A product or a label."""
+
+    id: str
+    title: str
+    """May be empty when there is an image."""
+    images: tuple[str, ...] = ()
+    """Paths relative to the folder, or http(s) URLs."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Every other key of the line, as it stood there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The products of train, valid or test and what is relevant to them."""
+
+    products: Int64Array
+    """(n,) rows into ``Catalogue.products``, unique, in the order of their first pair"""
+    relevance: Relevance
+    """(n x L), row i for ``products[i]``"""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A checked catalogue."""
+
+    folder: Path
+    products: list[Item]
+    labels: list[Item]
+    products_are_labels: bool
+    """Whether ``labels`` is ``products``, there being no labels file."""
+    splits: dict[str, Split]
+    """Those of train, valid, test that have a file."""
+    exclude: Relevance
+    """(all products x L): pairs never to be recommended or scored"""
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """Reads and checks a catalogue folder; raises one CatalogueError that lists up to 20 faults."""
+    if not folder.is_dir():
+        raise CatalogueError(folder, None, "is no folder; give the folder that holds products.jsonl")
+    faults = Faults()
+    files = _ImageFiles(folder)
+    path = find_table(folder, "products", ".jsonl", faults)
+    if path is None:
+        raise CatalogueError(folder / "products.jsonl", None, "is missing (as is products.parquet); write the products")
+    products = _read_items(path, files, faults)
+    label_path = find_table(folder, "labels", ".jsonl", faults)
+    labels = products if label_path is None else _read_items(label_path, files, faults)
+    # Pairs are only looked up in item files without faults: an item left out would make every pair of it one more.
+    faults.raise_if_any()
+    pairs = _PairReader(folder, products, labels, label_path or path, faults)
+    tables = {name: table for name in SPLITS if (table := pairs.read(name)) is not None}
+    excluded = pairs.read("exclude")
+    if not tables:
+        faults.add(folder / "train.csv", None, "is missing (as are valid.csv and test.csv); write the relevant pairs")
+    _check_splits_disjoint(tables, products, labels, faults)
+    faults.raise_if_any()
+    none = np.zeros(0, dtype=np.int64)
+    rows, columns = (excluded.rows, excluded.labels) if excluded is not None else (none, none)
+    return Catalogue(
+        folder,
+        products,
+        labels,
+        label_path is None,
+        {name: _split(table, len(labels)) for name, table in tables.items()},
+        Relevance.from_pairs(rows, columns, len(products), len(labels)),
+    )
+
+
+class _ImageFiles:
+    """Which image files exist; a folder is listed once, as asking file by file is slow on network disks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listed: dict[str, frozenset[str]] = {}
+
+    def has(self, image: str) -> bool:
+        parent, _, name = image.rpartition("/")
+        if parent not in self._listed:
+            try:
+                with os.scandir(self._folder / parent) as entries:
+                    self._listed[parent] = frozenset(e.name for e in entries if e.is_file())
+            except OSError:
+                self._listed[parent] = frozenset()
+        return name in self._listed[parent]
+
+
+def _read_items(path: Path, files: _ImageFiles, faults: Faults) -> list[Item]:
+    items: list[Item] = []
+    first_lines: dict[str, int] = {}
+    empty = True
+    for line, record in read_records(path, faults):
+        empty = False
+        item, reason = _to_item(record, files)
+        if item is None:
+            faults.add(path, line, reason)
+        elif item.id in first_lines:
+            faults.add(path, line, f"id {item.id!r} is also on line {first_lines[item.id]}; give each item its own id")
+        else:
+            first_lines[item.id] = line
+            items.append(item)
+    if empty:
+        faults.add(path, None, f"holds no {path.stem}; write one a line")
+    return items
+
+
+def _to_item(record: dict[str, Any], files: _ImageFiles) -> tuple[Item | None, str]:
+    """The item, or None and what is wrong with it. ``null`` for title or images means none."""
+    metadata = dict(record)
+    item_id, title, images = metadata.pop("id", None), metadata.pop("title", None), metadata.pop("images", None)
+    if "id" not in record:
+        return None, 'has no "id"; add one, a string'
+    if not isinstance(item_id, str):
+        return None, f'"id" is {item_id!r}; write it as a string, in quotes'
+    if not item_id or item_id != item_id.strip() or not item_id.isprintable():
+        return None, f'"id" {item_id!r} is empty, has white space at an end or control characters; correct it'
+    if "title" not in record:
+        return None, f'{item_id!r} has no "title"; add one, "" where only images are known'
+    if not isinstance(title, str | None):
+        return None, f'"title" of {item_id!r} is {title!r}; write it as a string'
+    if not isinstance(images, list | None):
+        return None, f'"images" of {item_id!r} is {images!r}; write a list of paths or URLs'
+    for image in images or ():
+        reason = _image_fault(image, files)
+        if reason is not None:
+            return None, f"{item_id!r}: {reason}"
+    if not images and not normalise_title(title or ""):
+        return None, f"{item_id!r} has an empty title and no image; give it one of them or delete the line"
+    return Item(item_id, title or "", tuple(images or ()), metadata), ""
+
+
+def _image_fault(image: Any, files: _ImageFiles) -> str | None:
+    if not isinstance(image, str):
+        return f"image {image!r} is no string; write a path or a URL"
+    fault = image_name_fault(image)
+    if fault is None and not is_url(image) and not files.has(image):
+        return f"image file {image!r} is missing; restore it or remove it from the list"
+    return fault
+
+
+@dataclass(frozen=True, slots=True)
+class _PairTable:
+    """A pair file, line after line."""
+
+    path: Path
+    rows: Int64Array
+    labels: Int64Array
+    lines: Int64Array
+
+
+class _PairReader:
+    """Reads pair files, ids turned into numbers."""
+
+    def __init__(
+        self, folder: Path, products: Sequence[Item], labels: Sequence[Item], label_path: Path, faults: Faults
+    ) -> None:
+        self._folder, self._faults, self._label_path = folder, faults, label_path
+        self._products = {item.id: row for row, item in enumerate(products)}
+        self._labels = {item.id: row for row, item in enumerate(labels)}
+
+    def read(self, name: str) -> _PairTable | None:
+        """None when the file is absent. A split without pairs is a fault; an exclude file may be empty."""
+        path = find_table(self._folder, name, ".csv", self._faults)
+        if path is None:
+            return None
+        rows, labels, lines = [], [], []
+        read_any = False
+        for line, product_id, label_id in read_pair_rows(path, PAIR_COLUMNS, self._faults):
+            read_any = True
+            row, label = self._products.get(product_id), self._labels.get(label_id)
+            if row is None:
+                self._faults.add(path, line, self._unknown("product", product_id))
+            elif label is None:
+                self._faults.add(path, line, self._unknown("label", label_id))
+            else:
+                rows.append(row)
+                labels.append(label)
+                lines.append(line)
+        if not read_any and name != "exclude":
+            self._faults.add(path, None, f"the {name} split is empty; write its pairs or delete the file")
+        table = _PairTable(
+            path, *(np.asarray(values, dtype=np.int64) for values in (rows, labels, lines))
+        )
+        self._check_repeats(table)
+        return table
+
+    def _unknown(self, kind: str, item_id: str) -> str:
+        known, file = (self._products, "products") if kind == "product" else (self._labels, self._label_path.stem)
+        hint = f"add it to {file} or delete the pair"
+        if item_id.strip() in known:
+            hint = "there is one without the white space around it"
+        elif kind == "label" and item_id in self._products:
+            hint = f"it is a product; add it to {file}, too, or delete the pair"
+        elif kind == "product" and item_id in self._labels:
+            hint = "it is a label; the product comes first in a pair"
+        return f"unknown {kind}_id {item_id!r}; {hint}"
+
+    def _check_repeats(self, table: _PairTable) -> None:
+        """A pair given twice is refused: as relevance is 0 or 1, the second line shows that a count was meant."""
+        flat = table.rows * len(self._labels) + table.labels
+        order = np.argsort(flat, kind="stable")
+        repeats = order[1:][flat[order][1:] == flat[order][:-1]]
+        for place in np.sort(repeats):
+            first = int(table.lines[np.flatnonzero(flat == flat[place])[0]])
+            self._faults.add(
+                table.path, int(table.lines[place]), f"the pair is also on line {first}; keep one of the two"
+            )
+
+
+def _check_splits_disjoint(
+    tables: Mapping[str, _PairTable], products: Sequence[Item], labels: Sequence[Item], faults: Faults
+) -> None:
+    """A pair that is trained on and scored would flatter the metrics."""
+    flat = {name: table.rows * len(labels) + table.labels for name, table in tables.items()}
+    names = list(tables)
+    for number, later in enumerate(names):
+        for earlier in names[:number]:
+            for place in np.flatnonzero(np.isin(flat[later], flat[earlier])):
+                first = int(np.flatnonzero(flat[earlier] == flat[later][place])[0])
+                table = tables[later]
+                pair = f"{products[table.rows[place]].id},{labels[table.labels[place]].id}"
+                other = f"{tables[earlier].path.name}:{tables[earlier].lines[first]}"
+                faults.add(
+                    table.path, int(table.lines[place]), f"the pair {pair} is also in {other}; keep it in one split"
+                )
+
+
+def _split(table: _PairTable, label_count: int) -> Split:
+    unique, first, inverse = np.unique(table.rows, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return Split(unique[order], Relevance.from_pairs(rank[inverse], table.labels, len(unique), label_count))
+
+
+def ensure_validation(catalogue: Catalogue, fraction: float = 0.1, seed: int = 0) -> Catalogue:
+    """Cuts ``fraction`` of the training products off as ``valid`` when there is no valid split.
+
+    Products of one normalised title stay on one side. A label keeps at least half of its training pairs, and one:
+    where that forbids it, valid is smaller than asked for.
+    """
+    if "valid" in catalogue.splits:
+        return catalogue
+    if "train" not in catalogue.splits:
+        raise CatalogueError(catalogue.folder / "train.csv", None, "is missing, so no validation split can be cut")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}, must lie between 0 and 1")
+    train = catalogue.splits["train"]
+    groups = _title_groups([catalogue.products[row] for row in train.products])
+    chosen = _choose_groups(groups, train.relevance, max(1, round(fraction * len(train.products))), seed)
+    if not chosen or len(chosen) == len(groups):
+        raise CatalogueError(
+            catalogue.folder / "train.csv", None, "has too few products of different titles to cut off a validation "
+            "split; add valid.csv"
+        )
+    is_valid = np.zeros(len(train.products), dtype=np.bool_)
+    for group in chosen:
+        is_valid[groups[group]] = True
+    splits = dict(catalogue.splits)
+    for name, mask in (("train", ~is_valid), ("valid", is_valid)):
+        rows = np.flatnonzero(mask)
+        splits[name] = Split(train.products[rows], train.relevance.select(rows))
+    return replace(catalogue, splits=splits)
+
+
+def _title_groups(items: Sequence[Item]) -> list[list[int]]:
+    """Positions of the items that share a title, or, without one, their images."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for position, item in enumerate(items):
+        title = normalise_title(item.title).casefold()
+        groups.setdefault((title,) if title else ("", *item.images), []).append(position)
+    return list(groups.values())
+
+
+def _choose_groups(groups: list[list[int]], relevance: Relevance, wanted: int, seed: int) -> list[int]:
+    """Random groups whose leaving starves no label; when every group would, the one that starves fewest."""
+    frequency = relevance.label_frequency()
+    floor = np.maximum(1, -(-frequency // 2))
+    remaining = frequency.copy()
+    order = np.random.default_rng(seed).permutation(len(groups))
+    losses = [_label_losses(groups[group], relevance) for group in order]
+    chosen, products = [], 0
+    for group, (labels, counts) in zip(order, losses, strict=True):
+        if products + len(groups[group]) <= wanted and np.all(remaining[labels] - counts >= floor[labels]):
+            remaining[labels] -= counts
+            chosen.append(int(group))
+            products += len(groups[group])
+    if not chosen and len(groups) > 1:
+        starved = [int(np.sum(frequency[labels] - counts < 1)) for labels, counts in losses]
+        chosen = [int(order[int(np.argmin(starved))])]
+    return chosen
+
+
+def _label_losses(group: list[int], relevance: Relevance) -> tuple[Int64Array, Int64Array]:
+    labels, counts = np.unique(np.concatenate([relevance.row(i) for i in group]), return_counts=True)
+    return labels, counts.astype(np.int64)

@@ -1,0 +1,79 @@
+"""Configuration: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mufin.errors import ConfigError
+from mufin.training.config import PRESETS, build_config, config_from_json
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_are_whole_and_survive_json(preset: str) -> None:
+    """A config goes through a checkpoint unchanged."""
+    config = build_config(preset)
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_the_300k_preset_is_the_release() -> None:
+    """The figures of mufin.md sections 6 and 9 (HEAD)."""
+    config = build_config("paper-300k")
+    siamese, frozen, fine = config.siamese, config.frozen_ranker, config.ranker
+    assert (siamese.epochs, siamese.batch_size, siamese.margin, siamese.hard_negatives) == (300, 1023, 0.3, 10)
+    assert (siamese.learning_rate, siamese.random_epochs, siamese.recluster_epochs, siamese.cluster_size) == (2e-4, 20, 5, 32)
+    assert (frozen.epochs, frozen.batch_size, frozen.negatives, frozen.positives, frozen.margin) == (20, 400, 12, 2, 0.5)
+    assert (frozen.encoder_learning_rate, frozen.cross_learning_rate, frozen.classifier_learning_rate) == (5e-4, 5e-4, 5e-3)
+    assert (fine.batch_size, fine.encoder_learning_rate, fine.cross_learning_rate, fine.classifier_learning_rate) == (200, 1e-5, 1e-4, 1e-3)
+    assert (config.network.dimension, config.network.attention_heads, config.shortlist.size) == (192, 1, 300)
+    assert (config.shortlist.head_frequency, config.propensity_a, config.propensity_b) == (1000, 0.6, 2.6)
+
+
+def test_overrides_reach_nested_keys() -> None:
+    """--set takes dotted keys and JSON values; a plain word is text."""
+    config = build_config(None, ["siamese.epochs=3", "network.spectral_norm=false", "siamese.loss=margin", "text.name=some/encoder"])
+    assert (config.siamese.epochs, config.network.spectral_norm, config.siamese.loss) == (3, False, "margin")
+    assert config.text.name == "some/encoder" and not config.text.options
+
+
+def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
+    """TOML and JSON files change single keys of the preset they name."""
+    (tmp_path / "a.toml").write_text('preset = "small"\nseed = 5\n[siamese]\nepochs = 2\n')
+    config = build_config(tmp_path / "a.toml")
+    assert (config.seed, config.siamese.epochs, config.siamese.loss) == (5, 2, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("siamese.epoch=3", r"unknown key siamese\.epoch; known: epochs"),
+        ("siamese.epochs=0", r"siamese\.epochs is 0, needs at least 1"),
+        ("siamese.epochs=many", r"siamese\.epochs: is 'many', needs int"),
+        ("siamese.epochs=true", r"siamese\.epochs: is True, needs int"),
+        ("precision=fp8", r"precision: is 'fp8', must be one of 'fp32', 'bf16', 'fp16'"),
+        ("network.attention_heads=7", r"dimension 96 is no multiple of attention_heads 7"),
+        ("frozen_ranker.epochs=0", r"both 0: classifiers would stay untrained"),
+        ("siamese", r"write key=value"),
+        ("text.trainable_layers=2", r"a random encoder cannot be frozen"),
+        ("inputs.max_title_tokens=2", r"max_title_tokens is 2, needs at least 3"),
+    ],
+)
+def test_contradictions_are_refused_by_name(override: str, message: str) -> None:
+    """Every refusal names the key, the value and what is allowed."""
+    with pytest.raises(ConfigError, match=message):
+        build_config(None, [override])
+
+
+def test_a_missing_file_lists_the_presets(tmp_path: Path) -> None:
+    """A typo in a preset's name is answered with the names there are."""
+    with pytest.raises(ConfigError, match="nor a preset \\(small, paper-300k\\)"):
+        build_config(tmp_path / "smal")
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    """Unreadable JSON is reported with its file."""
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.json: cannot be read"):
+        build_config(tmp_path / "a.json")
