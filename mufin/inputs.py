@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer
 
 from mufin.errors import ConfigError, ImageError
@@ -143,7 +143,7 @@ def decode_image(content: bytes, side_pixels: int, limits: ImageLimits = DEFAULT
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image_too_large", f"the image is larger than {limits.max_pixels} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError("not_an_image", "the content is no JPEG, PNG or WebP image") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
         # Pillow's decoders report broken streams with all of these.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mufin.catalogue import read_catalogue
 from mufin.errors import MufinError
-from mufin.training.config import PRESETS, build_config
+from mufin.training.config import build_config
+from mufin.training.presets import PRESETS
 from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
 
@@ -56,7 +57,10 @@ def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
         for row in ("shortlist", "classifier", "full"):
             figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics[row].items())
             reporter.say(f"validation {row:<11}{figures}")
-        reporter.say(f"run: {options.run} (fusion weight {metrics['fusion_weight']:.2f}); next: mufin-export {options.run} BUNDLE")
+        reporter.say(
+            f"run: {options.run} (fusion weight {metrics['fusion_weight']:.2f}); "
+            f"next: mufin-export {options.run} BUNDLE"
+        )
     return 0
 
 

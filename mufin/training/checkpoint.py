@@ -153,7 +153,8 @@ def load_run(folder: Path) -> Run:
         config = config_from_json(values["config"])
         facts = RunFacts(**values["facts"])
         model = build_network(
-            build_backbone(config.text, values["text_backbone"]), build_backbone(config.image, values["image_backbone"]),
+            build_backbone(config.text, values["text_backbone"]),
+            build_backbone(config.image, values["image_backbone"]),
             config.network, facts.label_count, image_mean=config.inputs.image_mean, image_std=config.inputs.image_std,
             sparse_classifiers=config.sparse_classifiers,
         )  # fmt: skip

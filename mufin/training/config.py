@@ -1,7 +1,7 @@
 """Everything that can be set about training, one documented field per knob.
 
 Knows no files and no torch. Defaults are the release's for MM-AmazonTitles-300K (mufin.md section 6 and 9);
-``PRESETS`` holds named changes to them. Contradictions are refused at construction.
+``presets.py`` holds named changes to them. Contradictions are refused at construction.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mufin.errors import ConfigError
 from mufin.inputs import InputSpec
+from mufin.training.presets import PRESETS
 
 
 def _require(condition: bool, message: str) -> None:
@@ -190,7 +191,7 @@ class TrainConfig:
     """Title encoder."""
     image: EncoderConfig
     """Image encoder."""
-    inputs: InputSpec = InputSpec()
+    inputs: InputSpec = InputSpec()  # noqa: RUF009 - frozen, so that sharing one is safe
     """How items become arrays."""
     network: NetworkConfig = NetworkConfig()
     """What stands on the encoders."""
@@ -244,60 +245,6 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain nested values."""
         return asdict(self)
-
-
-SMALL: dict[str, Any] = {
-    "text": {
-        "options": {"model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 256},
-    },
-    "image": {
-        "options": {
-            "model_type": "resnet",
-            "embedding_size": 24,
-            "hidden_sizes": [24, 48, 96],
-            "depths": [1, 1, 1],
-            "layer_type": "basic",
-        },
-    },
-    "inputs": {"image_side_pixels": 32, "max_title_tokens": 32, "max_images": 3},
-    "network": {"dimension": 96},
-    "siamese": {
-        "epochs": 24,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "loss": "softmax",
-        "temperature": 0.1,
-        "random_epochs": 12,
-    },
-    "shortlist": {"size": 100},
-    "frozen_ranker": {
-        "epochs": 30,
-        "batch_size": 128,
-        "encoder_learning_rate": 1e-3,
-        "cross_learning_rate": 1e-3,
-        "classifier_learning_rate": 1e-2,
-        "negatives": 32,
-        "positives": 8,
-        "random_negatives": 32,
-        "loss": "bce",
-    },
-    "ranker": {"epochs": 0},
-    "evaluate_epochs": 5,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": SMALL,
-    "paper-300k": {
-        "text": {"name": "sentence-transformers/msmarco-distilbert-cos-v5"},
-        "image": {"name": "google/vit-base-patch16-224-in21k"},
-        "inputs": {"image_side_pixels": 128, "max_title_tokens": 32, "max_images": 5},
-        "precision": "fp16",
-        "sparse_classifiers": True,
-        "propensity_a": 0.6,
-        "propensity_b": 2.6,
-    },
-}
-"""Named starting points; ``paper-300k`` is the release with mufin.md section 11's decisions."""
 
 
 def build_config(source: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -376,7 +323,7 @@ def _build(kind: type, values: Any, path: str) -> Any:
         hint = hints[name]
         if is_dataclass(hint):
             default = known[name].default
-            if isinstance(default, hint) and dataclasses.is_dataclass(default):
+            if default is not dataclasses.MISSING and isinstance(value, Mapping):
                 value = {**asdict(default), **value}  # a partial group keeps the rest of its defaults
             arguments[name] = _build(typing.cast(type, hint), value, f"{path}{name}.")
         else:

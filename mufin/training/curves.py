@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend has to be chosen before pyplot is loaded
+from matplotlib import pyplot as plt
 
 
 def draw_curves(metrics: Path, target: Path) -> None:

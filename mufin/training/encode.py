@@ -5,7 +5,7 @@ Knows no loss and no schedule. Bag order: images first (padded to the most), the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -71,41 +71,63 @@ class EncodedItems:
 
 
 @torch.no_grad()
+def embed_items(
+    encoder: ItemEncoder, arrays: ItemArrays, items: Int64Array | None, batch_size: int, device: torch.device
+) -> FloatArray:
+    """Embeddings (N, D) of ``items`` (None: all) in eval mode; their bags are never held together."""
+    wanted = np.arange(len(arrays)) if items is None else items
+    embeddings: FloatArray | None = None
+    for rows, _, _, own in _encoded_batches(encoder, arrays, wanted, batch_size, device):
+        if embeddings is None:
+            embeddings = np.zeros((len(wanted), own.shape[1]), np.float32)
+        embeddings[rows] = own
+    if embeddings is None:
+        raise ValueError("no items to embed")
+    return embeddings
+
+
+@torch.no_grad()
 def encode_items(
     encoder: ItemEncoder, arrays: ItemArrays, items: Int64Array | None, batch_size: int, device: torch.device,
-    *, bags_path: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+    *, bags_path: Path | None = None,
 ) -> EncodedItems:  # fmt: skip
-    """Encode ``items`` (None: all) in eval mode; bags go to ``bags_path`` when given, else to memory."""
+    """Encode ``items`` (None: all) in eval mode; bags go to a memory map at ``bags_path`` when given."""
     wanted = np.arange(len(arrays)) if items is None else items
     slots = arrays.most_images + 1
-    was_training = encoder.training
-    encoder.eval()
-    # Similar title lengths together: less padding; the order of the result is that of ``items``.
-    order = np.argsort(arrays.token_counts[wanted], kind="stable")
     bags: FloatArray | None = None
     mask = np.zeros((len(wanted), slots), dtype=np.bool_)
-    embeddings: FloatArray | None = None
-    for start in range(0, len(wanted), batch_size):
-        rows = order[start : start + batch_size]
-        attended, own_mask, embedding = encode_batch(encoder, arrays.batch(wanted[rows]), device)
-        if bags is None or embeddings is None:
-            shape = (len(wanted), slots, attended.shape[-1])
+    embeddings = np.zeros((0, 0), np.float32)
+    for rows, attended, own_mask, own in _encoded_batches(encoder, arrays, wanted, batch_size, device):
+        if bags is None:
+            shape = (len(wanted), slots, own.shape[1])
+            embeddings = np.zeros((len(wanted), own.shape[1]), np.float32)
             bags = (
                 np.zeros(shape, np.float32)
                 if bags_path is None
                 else np.lib.format.open_memmap(bags_path, "w+", np.float32, shape)
             )
-            embeddings = np.zeros((len(wanted), attended.shape[-1]), np.float32)
         width = attended.shape[1]
         # A batch whose items have few images has fewer slots; the title stays last.
-        bags[rows, slots - width :] = attended.float().cpu().numpy()
-        mask[rows, slots - width :] = own_mask.cpu().numpy()
-        embeddings[rows] = embedding.float().cpu().numpy()
-        progress(start + len(rows), len(wanted))
-    encoder.train(was_training)
-    if bags is None or embeddings is None:
+        bags[rows, slots - width :] = attended
+        mask[rows, slots - width :] = own_mask
+        embeddings[rows] = own
+    if bags is None:
         raise ValueError("no items to encode")
     return EncodedItems(bags, mask, embeddings)
+
+
+def _encoded_batches(
+    encoder: ItemEncoder, arrays: ItemArrays, wanted: Int64Array, batch_size: int, device: torch.device
+) -> Iterator[tuple[Int64Array, FloatArray, BoolArray, FloatArray]]:
+    """Positions in ``wanted``, their bags, masks and embeddings, similar title lengths together: less padding."""
+    was_training = encoder.training
+    encoder.eval()
+    order = np.argsort(arrays.token_counts[wanted], kind="stable")
+    for start in range(0, len(wanted), batch_size):
+        rows = order[start : start + batch_size]
+        attended, mask, embedding = encode_batch(encoder, arrays.batch(wanted[rows]), device)
+        yield rows, attended.float().cpu().numpy(), mask.cpu().numpy(), embedding.float().cpu().numpy()
+    encoder.train(was_training)
 
 
 @torch.no_grad()

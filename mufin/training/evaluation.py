@@ -97,9 +97,7 @@ def score_candidates(
 ) -> Candidates:
     """Shortlist and rerank N encoded products; ``forbidden`` (N, L) labels are left out before the cut to ``size``."""
     model.eval()
-    widest = int(np.diff(forbidden.indptr).max(initial=0))
-    found, scores = labels.search.search(products.embeddings, size + widest)
-    found, scores = _without(found, scores, forbidden, size)
+    found, scores = search_allowed(labels.search, products.embeddings, forbidden, size)
     classifier = np.full(scores.shape, -np.inf, dtype=np.float32)
     step = max(1, _PAIRS_AT_ONCE // max(1, found.shape[1]))
     for start in range(0, len(found), step):
@@ -122,7 +120,12 @@ def score_candidates(
     return Candidates(found, scores, classifier)
 
 
-def _without(labels: Int64Array, scores: FloatArray, forbidden: Relevance, size: int) -> tuple[Int64Array, FloatArray]:
+def search_allowed(
+    search: LabelSearch, queries: FloatArray, forbidden: Relevance, size: int
+) -> tuple[Int64Array, FloatArray]:
+    """The best ``size`` labels of every query that are not forbidden (N, L), padded -1, and their scores."""
+    widest = int(np.diff(forbidden.indptr).max(initial=0))
+    labels, scores = search.search(queries, size + widest)
     kept_labels = np.full((len(labels), min(size, labels.shape[1])), -1, dtype=np.int64)
     kept_scores = np.full(kept_labels.shape, -np.inf, dtype=np.float32)
     for row in range(len(labels)):

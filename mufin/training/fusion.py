@@ -12,6 +12,7 @@ from mufin.catalogue import Relevance
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.training.evaluation import Candidates, order_by
 
+Float64Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
@@ -46,7 +47,7 @@ def fit_calibration(scores: FloatArray, relevant: BoolArray) -> tuple[float, flo
         return 0.0, float(np.log(rate / (1 - rate)))
     z = (scores.astype(np.float64) - mean) / spread
 
-    def negative_log_likelihood(parameters: FloatArray) -> tuple[float, FloatArray]:
+    def negative_log_likelihood(parameters: Float64Array) -> tuple[float, Float64Array]:
         logits = parameters[0] * z + parameters[1]
         loss = np.logaddexp(0.0, logits) - targets * logits
         difference = 1 / (1 + np.exp(-np.clip(logits, -500, 500))) - targets

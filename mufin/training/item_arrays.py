@@ -69,7 +69,9 @@ class ItemArrays:
         """Images of the item that has most: fixes the bag slots of a whole set."""
         return int(np.diff(self.image_offsets).max(initial=0))
 
-    def batch(self, items: Int64Array, image_dropout: float = 0.0, random: np.random.Generator | None = None) -> ItemBatch:
+    def batch(
+        self, items: Int64Array, image_dropout: float = 0.0, random: np.random.Generator | None = None
+    ) -> ItemBatch:
         """The items' arrays, gathered and padded; ``image_dropout`` leaves images out, never the last slot."""
         starts, ends = self.image_offsets[items], self.image_offsets[items + 1]
         rows = [self.image_rows[a:b] for a, b in zip(starts, ends, strict=True)]
@@ -94,8 +96,12 @@ class ItemArrays:
     @property
     def stages(self) -> tuple[str, str]:
         """What stands for titles and images: raw, features or vectors."""
-        title = "vectors" if self.title_vectors is not None else "features" if self.title_features is not None else "raw"
-        image = "vectors" if self.image_vectors is not None else "features" if self.image_features is not None else "raw"
+        title = (
+            "vectors" if self.title_vectors is not None else "features" if self.title_features is not None else "raw"
+        )
+        image = (
+            "vectors" if self.image_vectors is not None else "features" if self.image_features is not None else "raw"
+        )
         return title, image
 
     def titles(self, items: Int64Array) -> tuple[Int64Array | FloatArray, Int64Array]:
@@ -168,7 +174,9 @@ def _image_layout(items: Sequence[Item], most: int, names: dict[str, int]) -> tu
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.asarray(rows, dtype=np.int64)
 
 
-def _decode_all(names: list[str], catalogue: Catalogue, spec: InputSpec, folder: Path, progress: Progress) -> Uint8Array:
+def _decode_all(
+    names: list[str], catalogue: Catalogue, spec: InputSpec, folder: Path, progress: Progress
+) -> Uint8Array:
     side = spec.image_side_pixels
     path, marker = folder / "pixels.npy", folder / "pixels.json"
     identity = hashlib.sha256(json.dumps([str(catalogue.folder), side, names]).encode()).hexdigest()
@@ -208,7 +216,9 @@ def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[str], Uint8Array]
         yield done.result()
 
 
-def _tokenise(items: Sequence[Item], spec: InputSpec, tokenizer: TitleTokenizer, path: Path) -> tuple[Int64Array, Int64Array]:
+def _tokenise(
+    items: Sequence[Item], spec: InputSpec, tokenizer: TitleTokenizer, path: Path
+) -> tuple[Int64Array, Int64Array]:
     ids = np.lib.format.open_memmap(path, "w+", np.int32, (max(1, len(items)), spec.max_title_tokens))
     counts = np.zeros(len(items), dtype=np.int64)
     for start in range(0, len(items), _TITLES_AT_ONCE):

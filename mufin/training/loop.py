@@ -132,7 +132,9 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
         spent = {f"{name}_seconds": round(value, 3) for name, value in session.seconds.items()}
         session.seconds.clear()
         mean = float(np.mean(losses)) if losses else float("nan")
-        rate = module.groups[0].learning_rate * schedule(epoch * len(batches), module.epochs * len(batches), module.warmup_epochs * len(batches))
+        rate = module.groups[0].learning_rate * schedule(
+            epoch * len(batches), module.epochs * len(batches), module.warmup_epochs * len(batches)
+        )
         session.log(
             module=module.name, epoch=epoch, loss=mean, learning_rate=rate,
             epoch_seconds=round(time.monotonic() - started, 3), **spent, **figures,
@@ -162,16 +164,18 @@ def _step(
         value = session.workers.total(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(
-                f"{module.name}, epoch {epoch + 1}, step {step + 1}: the loss is {value}; the last checkpoint is intact. "
-                "Lower the learning rate, raise warmup_epochs, or use precision bf16 or fp32"
+                f"{module.name}, epoch {epoch + 1}, step {step + 1}: the loss is {value}; "
+                "the last checkpoint is intact. Lower the learning rate, raise warmup_epochs, "
+                "or use precision bf16 or fp32"
             )
         began = session.spend("forward", began)
         scaler.scale(loss / module.accumulation).backward()  # type: ignore[no-untyped-call]
         began = session.spend("backward", began)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrainingError(
-            f"{module.name}, epoch {epoch + 1}, step {step + 1}: out of memory with {len(batches[step])} products a step; "
-            "the last checkpoint is intact. Lower batch_size and raise accumulation, or use gradient_checkpointing"
+            f"{module.name}, epoch {epoch + 1}, step {step + 1}: "
+            f"out of memory with {len(batches[step])} products a step; the last checkpoint is intact. "
+            "Lower batch_size and raise accumulation, or use gradient_checkpointing"
         ) from error
     if (step + 1) % module.accumulation == 0 or step + 1 == len(batches):
         factor = schedule(

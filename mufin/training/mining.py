@@ -80,7 +80,8 @@ def draw_labels(relevance: Relevance, rows: Int64Array, random: np.random.Genera
 
 
 def draw_hard_labels(
-    relevance: Relevance, rows: Int64Array, products: FloatArray, labels: FloatArray, count: int, random: np.random.Generator
+    relevance: Relevance, rows: Int64Array, products: FloatArray, labels: FloatArray, count: int,
+    random: np.random.Generator,
 ) -> Int64Array:  # fmt: skip
     """``count`` relevant labels of each row, drawn with weight 1.01 - cosine: (B, count).
 
@@ -109,8 +110,8 @@ def relevance_block(relevance: Relevance, rows: Int64Array, labels: Int64Array) 
 
 
 def draw_candidates(
-    relevance: Relevance, masked: Relevance, rows: Int64Array, shortlists: Int64Array, *, positives: int, negatives: int,
-    random_negatives: int, drop_hardest: int, random: np.random.Generator,
+    relevance: Relevance, masked: Relevance, rows: Int64Array, shortlists: Int64Array, *,
+    positives: int, negatives: int, random_negatives: int, drop_hardest: int, random: np.random.Generator,
 ) -> tuple[Int64Array, BoolArray, BoolArray]:  # fmt: skip
     """Module 4's labels for each row: [shortlist negatives | random negatives | positives].
 

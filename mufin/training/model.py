@@ -26,7 +26,7 @@ def projection(inputs: int, outputs: int, spectral_norm: bool) -> nn.Linear:
         nn.init.eye_(layer.weight)
     else:
         nn.init.kaiming_uniform_(layer.weight, a=0.0)
-    return add_spectral_norm(layer) if spectral_norm else layer
+    return cast(nn.Linear, add_spectral_norm(layer)) if spectral_norm else layer
 
 
 def bottleneck(inputs: int, outputs: int, spectral_norm: bool) -> nn.Sequential:
@@ -43,7 +43,7 @@ def masked_mean(bag: Tensor, mask: Tensor) -> Tensor:
     """Mean over the slots that hold something: (..., S, D), (..., S) bool -> (..., D)."""
     weights = mask.to(bag.dtype)
     total = (bag * weights.unsqueeze(-1)).sum(dim=-2)
-    return cast(Tensor, total / weights.sum(dim=-1, keepdim=True).clamp_min(1e-9))
+    return total / weights.sum(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
 class ResidualAdapter(nn.Module):
@@ -66,16 +66,17 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
     """
     if backbone_config is not None:
         options = {k: v for k, v in backbone_config.items() if k != "model_type"}
-        return _from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
+        return from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
     if config.name is not None:
         return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32))
     options = {k: v for k, v in config.options.items() if k != "model_type"}
-    return _from_config(AutoConfig.for_model(config.options["model_type"], **options))
+    return from_config(AutoConfig.for_model(config.options["model_type"], **options))
 
 
-def _from_config(config: Any) -> PreTrainedModel:
+def from_config(config: Any) -> PreTrainedModel:
+    """A transformer with random weights from its ``transformers`` config, without a pooling layer."""
     extra = {"add_pooling_layer": False} if config.model_type in ("vit", "bert", "deit") else {}
-    return cast(PreTrainedModel, AutoModel.from_config(config, **extra))
+    return cast(PreTrainedModel, AutoModel.from_config(config, **extra))  # type: ignore[no-untyped-call]
 
 
 def backbone_width(backbone: PreTrainedModel) -> int:
@@ -222,7 +223,9 @@ class LabelClassifiers(nn.Module):
 class Mufin(nn.Module):
     """Item encoder, cross-attention and label classifiers."""
 
-    def __init__(self, encoder: ItemEncoder, cross_attention: BagAttention | None, classifiers: LabelClassifiers) -> None:
+    def __init__(
+        self, encoder: ItemEncoder, cross_attention: BagAttention | None, classifiers: LabelClassifiers
+    ) -> None:
         super().__init__()
         self.encoder, self.cross_attention, self.classifiers = encoder, cross_attention, classifiers
 

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from mufin.errors import CheckpointError
 from mufin.inputs import FloatArray, layout_bags
 from mufin.training.config import NetworkConfig
 from mufin.training.losses import cosine_embedding_loss, hardest_positive_margin_loss
-from mufin.training.model import ItemEncoder, Mufin, build_network
+from mufin.training.model import ItemEncoder, Mufin, build_network, from_config
 
 TOLERANCE = 1e-4
 Kind = Literal["module1", "module4", "encoder"]
@@ -142,9 +142,10 @@ def _translate(key: str) -> str | None:
             return f"{own}.{_PROJECTIONS[match[1]]}.{match[2]}"
         if match := re.fullmatch(rf"{prefix}\.features\.layers\.0\.attented\.norm\.(weight|bias)", key):
             return f"{own}.norm.{match[1]}"
-    return {"label_clf.features.weight": "classifiers.free.weight", "label_clf.weights.weight": "classifiers.gate.weight"}.get(
-        key
-    )
+    return {
+        "label_clf.features.weight": "classifiers.free.weight",
+        "label_clf.weights.weight": "classifiers.gate.weight",
+    }.get(key)
 
 
 def load_official(model: Mufin, checkpoint: OfficialCheckpoint, source: str = "checkpoint") -> None:
@@ -184,7 +185,8 @@ def build_official_network(config: Mapping[str, Any], labels: int, legacy_heads:
     text = AutoConfig.for_model(
         "distilbert", vocab_size=config.get("vocab", 30522), dim=hidden, n_heads=heads,
         n_layers=config.get("text_layers", 6), hidden_dim=config.get("text_ffn", 4 * hidden),
-        max_position_embeddings=config.get("max_position_embeddings", 512), activation=config.get("text_activation", "gelu"),
+        max_position_embeddings=config.get("max_position_embeddings", 512),
+        activation=config.get("text_activation", "gelu"),
     )  # fmt: skip
     image = AutoConfig.for_model(
         "vit", hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=config.get("image_layers", 12),
@@ -196,13 +198,13 @@ def build_official_network(config: Mapping[str, Any], labels: int, legacy_heads:
         dimension=int(config.get("project_dim", 192)), attention_heads=int(config.get("mufin_attention_heads", 1)),
         spectral_norm=False, legacy_heads=legacy_heads,
     )  # fmt: skip
-    text_backbone = AutoModel.from_config(text)
+    text_backbone, image_backbone = from_config(text), from_config(image)
     epsilon = float(config.get("text_layer_norm_eps", 1e-12))
     for module in text_backbone.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = epsilon  # DistilBERT's config has no field for it
     return build_network(
-        text_backbone, AutoModel.from_config(image, add_pooling_layer=False), network, labels,
+        text_backbone, image_backbone, network, labels,
         image_mean=float(config.get("image_mean", 0.5)), image_std=float(config.get("image_std", 0.5)),
     ).eval()  # fmt: skip
 
@@ -228,7 +230,9 @@ def check(folder: Path) -> list[Comparison]:
     inputs = dict(np.load(folder / "inputs.npz", allow_pickle=False))
     expected = dict(np.load(folder / "expected.npz", allow_pickle=False))
     legacy = bool(config.get("legacy_heads", False))
-    ours = compute(config, inputs, _network(folder, "module1", config, legacy), _network(folder, "module4", config, legacy))
+    ours = compute(
+        config, inputs, _network(folder, "module1", config, legacy), _network(folder, "module4", config, legacy)
+    )
     unknown = sorted(set(expected) - set(ours))
     if unknown:
         raise CheckpointError(f"{folder}/expected.npz: arrays not known: {', '.join(unknown)}")

@@ -37,7 +37,9 @@ class LabelSearch:
 
     def search(self, queries: FloatArray, k: int) -> tuple[Int64Array, FloatArray]:
         """Best k of each query (B, D): labels (B, k), -1 where there are fewer, and cosines; ties by label index."""
-        parts = [self._search_block(queries[i : i + _QUERIES_AT_ONCE], k) for i in range(0, len(queries), _QUERIES_AT_ONCE)]
+        parts = [
+            self._search_block(queries[i : i + _QUERIES_AT_ONCE], k) for i in range(0, len(queries), _QUERIES_AT_ONCE)
+        ]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _search_block(self, queries: FloatArray, k: int) -> tuple[Int64Array, FloatArray]:

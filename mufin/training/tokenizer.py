@@ -35,8 +35,8 @@ def train_wordpiece(titles: Iterable[str], vocabulary_size: int) -> str:
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
-    frame = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*frame)
+    sep, cls = ((token, vocabulary.index(token)) for token in ("[SEP]", "[CLS]"))
+    tokenizer.post_processor = processors.BertProcessing(sep, cls)
     return tokenizer.to_str()
 
 
@@ -45,7 +45,9 @@ def choose_vocabulary(words: Counter[str], size: int) -> list[str]:
 
     Words seen at least twice come first; beginnings and endings (``##...``) shared by several words fill the rest.
     """
-    characters = Counter(character for word, count in words.items() for character in set(word) for _ in range(min(count, 9)))
+    characters = Counter(
+        character for word, count in words.items() for character in set(word) for _ in range(min(count, 9))
+    )
     ordered = [c for c, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))]
     vocabulary = dict.fromkeys([*SPECIAL_TOKENS, *ordered, *("##" + c for c in ordered)])
     whole = [w for w, count in words.items() if count >= _LEAST_WORD_COUNT and len(w) > 1]

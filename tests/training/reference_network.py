@@ -5,6 +5,7 @@ Shares no code with mufin; slow loops over heads and slots on purpose. Source: m
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import erf, sqrt
 from typing import Any
 
@@ -52,7 +53,7 @@ def random_weights(config: dict[str, int], seed: int, module4: bool) -> Weights:
         while widths[-1] // 2 > dimension:
             widths.append(widths[-1] // 2)
         widths.append(dimension)
-        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (inputs, outputs) in enumerate(pairwise(widths)):
             spectral(f"{name}.bottle_neck.features.{index}", outputs, inputs)
 
     text = "txt_encoder.features."
@@ -143,7 +144,15 @@ def compute(config: dict[str, Any], inputs: dict[str, Any], module1: Weights, mo
     vectors, weights_, scores = [], [], []
     for doc, (bag, mask) in enumerate(bags[4, "doc"]):
         rows = [
-            _attend(module4, prefix + "cross_encoder.", bag, bags[4, "label"][label][0], bags[4, "label"][label][1], heads, legacy)
+            _attend(
+                module4,
+                prefix + "cross_encoder.",
+                bag,
+                bags[4, "label"][label][0],
+                bags[4, "label"][label][1],
+                heads,
+                legacy,
+            )
             for label in shortlist[doc]
         ]
         adapted = [attended[mask].mean(axis=0) for attended, _ in rows]
@@ -162,11 +171,15 @@ def compute(config: dict[str, Any], inputs: dict[str, Any], module1: Weights, mo
     return results
 
 
-def _raw_bags(config: dict[str, Any], weights: Weights, prefix: str, inputs: dict[str, Any], side: str) -> list[tuple[Array, Array]]:
+def _raw_bags(
+    config: dict[str, Any], weights: Weights, prefix: str, inputs: dict[str, Any], side: str
+) -> list[tuple[Array, Array]]:
     counts = inputs[f"{side}_image_counts"]
     most, start, result = int(counts.max()), 0, []
     for item, count in enumerate(counts):
-        title = _title(config, weights, prefix, inputs[f"{side}_input_ids"][item], inputs[f"{side}_attention_mask"][item])
+        title = _title(
+            config, weights, prefix, inputs[f"{side}_input_ids"][item], inputs[f"{side}_attention_mask"][item]
+        )
         bag = np.zeros((most + 1, len(title)))
         mask = np.zeros(most + 1, dtype=bool)
         for slot in range(count):
@@ -179,7 +192,9 @@ def _raw_bags(config: dict[str, Any], weights: Weights, prefix: str, inputs: dic
 
 def _title(config: dict[str, Any], w: Weights, prefix: str, ids: Any, mask: Any) -> Array:
     p = prefix + "txt_encoder.features."
-    hidden = w[p + "embeddings.word_embeddings.weight"][ids] + w[p + "embeddings.position_embeddings.weight"][: len(ids)]
+    hidden = (
+        w[p + "embeddings.word_embeddings.weight"][ids] + w[p + "embeddings.position_embeddings.weight"][: len(ids)]
+    )
     hidden = _norm(w, p + "embeddings.LayerNorm", hidden, config["text_layer_norm_eps"])
     for layer in range(config["text_layers"]):
         here = f"{p}transformer.layer.{layer}."

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mufin.errors import ConfigError
-from mufin.training.config import PRESETS, build_config, config_from_json
+from mufin.training.config import build_config, config_from_json
+from mufin.training.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -23,17 +24,39 @@ def test_the_300k_preset_is_the_release() -> None:
     config = build_config("paper-300k")
     siamese, frozen, fine = config.siamese, config.frozen_ranker, config.ranker
     assert (siamese.epochs, siamese.batch_size, siamese.margin, siamese.hard_negatives) == (300, 1023, 0.3, 10)
-    assert (siamese.learning_rate, siamese.random_epochs, siamese.recluster_epochs, siamese.cluster_size) == (2e-4, 20, 5, 32)
-    assert (frozen.epochs, frozen.batch_size, frozen.negatives, frozen.positives, frozen.margin) == (20, 400, 12, 2, 0.5)
-    assert (frozen.encoder_learning_rate, frozen.cross_learning_rate, frozen.classifier_learning_rate) == (5e-4, 5e-4, 5e-3)
-    assert (fine.batch_size, fine.encoder_learning_rate, fine.cross_learning_rate, fine.classifier_learning_rate) == (200, 1e-5, 1e-4, 1e-3)
+    assert (siamese.learning_rate, siamese.random_epochs, siamese.recluster_epochs, siamese.cluster_size) == (
+        2e-4,
+        20,
+        5,
+        32,
+    )
+    assert (frozen.epochs, frozen.batch_size, frozen.negatives, frozen.positives, frozen.margin) == (
+        20,
+        400,
+        12,
+        2,
+        0.5,
+    )
+    assert (frozen.encoder_learning_rate, frozen.cross_learning_rate, frozen.classifier_learning_rate) == (
+        5e-4,
+        5e-4,
+        5e-3,
+    )
+    assert (fine.batch_size, fine.encoder_learning_rate, fine.cross_learning_rate, fine.classifier_learning_rate) == (
+        200,
+        1e-5,
+        1e-4,
+        1e-3,
+    )
     assert (config.network.dimension, config.network.attention_heads, config.shortlist.size) == (192, 1, 300)
     assert (config.shortlist.head_frequency, config.propensity_a, config.propensity_b) == (1000, 0.6, 2.6)
 
 
 def test_overrides_reach_nested_keys() -> None:
     """--set takes dotted keys and JSON values; a plain word is text."""
-    config = build_config(None, ["siamese.epochs=3", "network.spectral_norm=false", "siamese.loss=margin", "text.name=some/encoder"])
+    config = build_config(
+        None, ["siamese.epochs=3", "network.spectral_norm=false", "siamese.loss=margin", "text.name=some/encoder"]
+    )
     assert (config.siamese.epochs, config.network.spectral_norm, config.siamese.loss) == (3, False, "margin")
     assert config.text.name == "some/encoder" and not config.text.options
 

@@ -39,7 +39,10 @@ def plain_hinge(scores: torch.Tensor, relevant: torch.Tensor, positives: list[fl
 def test_margin_loss_equals_a_plain_loop(seed: int) -> None:
     """Hardest positive, hardest negatives, softmax weights, mean over products and negatives."""
     scores, relevant = scores_and_relevance(seed)
-    hardest = [min(s for s, r in zip(row, mask, strict=True) if r) for row, mask in zip(scores.tolist(), relevant.tolist(), strict=True)]
+    hardest = [
+        min(s for s, r in zip(row, mask, strict=True) if r)
+        for row, mask in zip(scores.tolist(), relevant.tolist(), strict=True)
+    ]
     loss = hardest_positive_margin_loss(scores, relevant, margin=0.3, negatives=3, temperature=0.1)
     assert float(loss) == pytest.approx(plain_hinge(scores, relevant, hardest, 3), abs=1e-9)
 

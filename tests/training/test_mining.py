@@ -84,7 +84,10 @@ def test_hard_labels_prefer_far_positives() -> None:
     relevance = Relevance.from_pairs(np.zeros(2, np.int64), np.array([0, 1]), 1, 2)
     products = np.array([[1.0, 0.0]], np.float32)
     labels = np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32)
-    drawn = [draw_hard_labels(relevance, np.array([0]), products, labels, 1, np.random.default_rng(i))[0, 0] for i in range(200)]
+    drawn = [
+        draw_hard_labels(relevance, np.array([0]), products, labels, 1, np.random.default_rng(i))[0, 0]
+        for i in range(200)
+    ]
     assert np.mean(drawn) > 0.95
 
 

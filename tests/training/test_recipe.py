@@ -68,8 +68,12 @@ def same(first: Path, second: Path) -> bool:
 def test_a_run_leaves_model_metrics_and_curves(finished: Path) -> None:
     """Every module is logged with loss and time by stage; the picture of the curves is there, the cache is gone."""
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["module"] for line in lines if "epoch" in line] == ["siamese"] * 4 + ["frozen_ranker"] * 3 + ["ranker"] * 2
-    assert all({"epoch_seconds", "forward_seconds", "backward_seconds"} <= line.keys() for line in lines if "epoch" in line)
+    assert [line["module"] for line in lines if "epoch" in line] == ["siamese"] * 4 + ["frozen_ranker"] * 3 + [
+        "ranker"
+    ] * 2
+    assert all(
+        {"epoch_seconds", "forward_seconds", "backward_seconds"} <= line.keys() for line in lines if "epoch" in line
+    )
     assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(p.name for p in finished.iterdir()) == ["curves.png", "metrics.jsonl", "model"]
 
@@ -168,7 +172,15 @@ def test_products_that_are_their_own_labels_train(tmp_path: Path) -> None:
     assert all(name not in labels for name, labels in zip(own, best, strict=True))
 
 
-@pytest.mark.parametrize("change", ["network.cross_attention=false", "network.self_attention=false", "carry_self_attention=false", "classifier_init=random"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "network.cross_attention=false",
+        "network.self_attention=false",
+        "carry_self_attention=false",
+        "classifier_init=random",
+    ],
+)
 def test_ablations_train(change: str, catalogue_folder: Path, tmp_path: Path) -> None:
     """Each part that can be left out, left out."""
     config = tiny_config(change, "siamese.epochs=1", "frozen_ranker.epochs=1", "ranker.epochs=1")
@@ -193,7 +205,7 @@ def test_out_of_memory_names_the_remedy(
     def too_large(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("mufin.training.recipe._siamese_loss", too_large)
+    monkeypatch.setattr("mufin.training.recipe.siamese_loss", too_large)
     with pytest.raises(TrainingError, match=r"out of memory with 16 products a step.*Lower batch_size"):
         train(read_catalogue(catalogue_folder), tiny_config(), tmp_path / "run", Reporter(quiet=True))
 
@@ -215,7 +227,12 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
 def test_titles_longer_than_the_encoder_are_refused(catalogue_folder: Path, tmp_path: Path) -> None:
     """A token limit beyond the encoder's positions is caught before training."""
     with pytest.raises(ConfigError, match=r"max_title_tokens is 600, the title encoder takes 512"):
-        train(read_catalogue(catalogue_folder), tiny_config("inputs.max_title_tokens=600"), tmp_path / "r", Reporter(quiet=True))
+        train(
+            read_catalogue(catalogue_folder),
+            tiny_config("inputs.max_title_tokens=600"),
+            tmp_path / "r",
+            Reporter(quiet=True),
+        )
 
 
 def test_two_processes_train_as_one_does(catalogue_folder: Path, tmp_path: Path) -> None:
@@ -223,15 +240,33 @@ def test_two_processes_train_as_one_does(catalogue_folder: Path, tmp_path: Path)
     still = ["network.dropout=0", "siamese.epochs=2", "siamese.hard_positives=0", "sparse_classifiers=true"]
     text = json.loads(TINY[0].partition("=")[2]) | {"dropout": 0.0, "attention_dropout": 0.0}
     changes = [*TINY, *still, f"text.options={json.dumps(text)}"]
-    train(read_catalogue(catalogue_folder), build_config(None, changes), tmp_path / "one", Reporter(quiet=True), device=torch.device("cpu"))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    train(
+        read_catalogue(catalogue_folder),
+        build_config(None, changes),
+        tmp_path / "one",
+        Reporter(quiet=True),
+        device=torch.device("cpu"),
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "mufin.training"]
     command += [str(catalogue_folder), str(tmp_path / "two"), "--quiet", "--device", "cpu"]
     for change in changes:
         command += ["--set", change]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     worst = {k: float((one[k] - two[k]).abs().max()) for k in one}
-    # Sums in another order differ in the last bits; Adam's first steps blow a gradient of 0 up to the learning rate.
-    assert np.mean([v < 2e-3 for v in worst.values()]) > 0.9, worst
+    # A key's bias has no gradient but rounding, which Adam blows up; everything else differs in the last bits.
+    assert max(v for k, v in worst.items()) < 2e-3, worst
+    assert max(v for k, v in worst.items() if "bias" not in k) < 3e-4, worst

@@ -1,0 +1,107 @@
+"""A catalogue and a config become what training works on: arrays, relevance, tokenizer, network.
+
+Knows no loss and no schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from torch import nn
+
+from mufin.catalogue import Catalogue, Relevance
+from mufin.errors import ConfigError
+from mufin.inputs import Int64Array, TitleTokenizer
+from mufin.training.checkpoint import RunFacts, hash_label_ids
+from mufin.training.config import TrainConfig
+from mufin.training.evaluation import forbidden_pairs
+from mufin.training.item_arrays import ItemArrays
+from mufin.training.model import Mufin, build_backbone, build_network
+from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A catalogue, ready to train on. Rows are those of Catalogue.products and Catalogue.labels."""
+
+    products: ItemArrays
+    labels: ItemArrays
+    train_rows: Int64Array
+    train: Relevance
+    """(train products, L)"""
+    valid_rows: Int64Array
+    valid: Relevance
+    forbidden: Relevance
+    """(all products, L): never recommended, never a negative"""
+    frequency: Int64Array
+    """(L,) training products of each label"""
+
+
+def run_facts(catalogue: Catalogue) -> RunFacts:
+    """What the run is trained on."""
+    return RunFacts(
+        str(catalogue.folder.resolve()), len(catalogue.products), len(catalogue.labels),
+        hash_label_ids([label.id for label in catalogue.labels]), len(catalogue.splits["train"].relevance.indices),
+    )  # fmt: skip
+
+
+def run_identity(config: TrainConfig, facts: RunFacts) -> str:
+    """SHA-256 of config and facts: a resumed run must have the same. Where the catalogue lies does not count."""
+    values = {**asdict(facts), "catalogue": "", "config": config.to_json()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def tokenizer_json_of(catalogue: Catalogue, config: TrainConfig) -> str:
+    """The named encoder's tokenizer, or one built from the titles of products and labels."""
+    if config.text.name is not None:
+        return load_named_tokenizer(config.text.name)
+    titles = [item.title for item in [*catalogue.products, *catalogue.labels]]
+    return train_wordpiece(titles, config.vocabulary_size)
+
+
+def training_data(catalogue: Catalogue, products: ItemArrays, labels: ItemArrays) -> TrainingData:
+    """Arrays and relevance of a catalogue that has a validation split."""
+    training, valid = catalogue.splits["train"], catalogue.splits["valid"]
+    return TrainingData(
+        products, labels, training.products, training.relevance, valid.products, valid.relevance,
+        forbidden_pairs(catalogue), training.relevance.label_frequency(),
+    )  # fmt: skip
+
+
+def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> Mufin:
+    """The network with fresh or hub weights; encoders frozen as the config says."""
+    text = config.text
+    if text.name is None:
+        text = replace(text, options={**text.options, "vocab_size": tokenizer.vocabulary_size, "pad_token_id": 0})
+    backbones = []
+    for encoder in (text, config.image):
+        backbone = build_backbone(encoder)
+        if encoder.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        _freeze(backbone, encoder.trainable_layers)
+        backbones.append(backbone)
+    longest = getattr(backbones[0].config, "max_position_embeddings", None)
+    if longest is not None and longest < config.inputs.max_title_tokens:
+        raise ConfigError(
+            f"inputs.max_title_tokens is {config.inputs.max_title_tokens}, the title encoder takes {longest}"
+        )
+    return build_network(
+        backbones[0], backbones[1], config.network, labels, image_mean=config.inputs.image_mean,
+        image_std=config.inputs.image_std, sparse_classifiers=config.sparse_classifiers,
+    )  # fmt: skip
+
+
+def _freeze(backbone: nn.Module, trainable_layers: int | None) -> None:
+    """Leave gradients to the last ``trainable_layers`` blocks only; None: to everything."""
+    if trainable_layers is None:
+        return
+    backbone.requires_grad_(False)
+    stacks = [m for m in backbone.modules() if isinstance(m, nn.ModuleList)]
+    if trainable_layers and not stacks:
+        raise ConfigError(f"{type(backbone).__name__} has no list of blocks: trainable_layers must be null or 0")
+    if trainable_layers:
+        blocks = max(stacks, key=len)
+        for block in list(blocks)[-trainable_layers:]:
+            block.requires_grad_(True)

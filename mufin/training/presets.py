@@ -1,0 +1,61 @@
+"""Named starting points of a config: plain values that ``config.build_config`` merges.
+
+Know nothing of types; ``config`` checks them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SMALL: dict[str, Any] = {
+    "text": {
+        "options": {"model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 256},
+    },
+    "image": {
+        "options": {
+            "model_type": "resnet",
+            "embedding_size": 24,
+            "hidden_sizes": [24, 48, 96],
+            "depths": [1, 1, 1],
+            "layer_type": "basic",
+        },
+    },
+    "inputs": {"image_side_pixels": 32, "max_title_tokens": 32, "max_images": 3},
+    "network": {"dimension": 96},
+    "siamese": {
+        "epochs": 24,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "loss": "softmax",
+        "temperature": 0.1,
+        "random_epochs": 12,
+    },
+    "shortlist": {"size": 100},
+    "frozen_ranker": {
+        "epochs": 30,
+        "batch_size": 128,
+        "encoder_learning_rate": 1e-3,
+        "cross_learning_rate": 1e-3,
+        "classifier_learning_rate": 1e-2,
+        "negatives": 32,
+        "positives": 8,
+        "random_negatives": 32,
+        "loss": "bce",
+    },
+    "ranker": {"epochs": 0},
+    "evaluate_epochs": 5,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "paper-300k": {
+        "text": {"name": "sentence-transformers/msmarco-distilbert-cos-v5"},
+        "image": {"name": "google/vit-base-patch16-224-in21k"},
+        "inputs": {"image_side_pixels": 128, "max_title_tokens": 32, "max_images": 5},
+        "precision": "fp16",
+        "sparse_classifiers": True,
+        "propensity_a": 0.6,
+        "propensity_b": 2.6,
+    },
+}
+"""Named starting points; ``paper-300k`` is the release with mufin.md section 11's decisions."""
