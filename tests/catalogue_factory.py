@@ -39,10 +39,14 @@ def make_tiny_catalogue(folder: Path, products: int = 60, *, with_labels: bool =
         names = [(c, w) for c in COLOURS for w in WORDS]
         _write_items(folder / "labels.jsonl", [{"id": f"q{i}", "title": f"{c} {w}"} for i, (c, w) in enumerate(names)])
         for number, (colour, word) in enumerate(kinds):
-            pairs += [(f"p{number}", f"q{i}") for i, (c, w) in enumerate(names) if w == word or (c == colour and i % 3 == 0)]
+            pairs += [
+                (f"p{number}", f"q{i}") for i, (c, w) in enumerate(names) if w == word or (c == colour and i % 3 == 0)
+            ]
     else:
         for number, kind in enumerate(kinds):
-            pairs += [(f"p{number}", f"p{other}") for other, k in enumerate(kinds) if k[1] == kind[1] and other != number][:6]
+            pairs += [
+                (f"p{number}", f"p{other}") for other, k in enumerate(kinds) if k[1] == kind[1] and other != number
+            ][:6]
         rows = "".join(f"p{n},p{n}\n" for n in range(products))
         (folder / "exclude.csv").write_text("product_id,label_id\n" + rows)
     cut = products * 4 // 5

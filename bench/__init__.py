@@ -1,0 +1,1 @@
+"""Named, seeded benchmarks; every figure in docs comes from one of them."""

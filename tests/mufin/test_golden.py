@@ -1,0 +1,89 @@
+"""The parity table tells agreement from disagreement, ties and broken numbers included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mufin.golden import Golden, GoldenResults, Parity, Ranked, agreement, compare
+from mufin.manifest import Tolerances
+
+
+def golden() -> Golden:
+    """One product, two labels."""
+    one = np.ones((1, 2), np.float32)
+    return Golden(
+        titles=["a"],
+        has_title=np.array([True]),
+        token_ids=np.array([[2, 4, 3]]),
+        image_offsets=np.array([0, 0]),
+        pixels=np.zeros((0, 8, 8, 3), np.uint8),
+        title_vectors=one,
+        image_vectors=np.zeros((0, 2), np.float32),
+        slots=one[None],
+        slot_mask=np.array([[True]]),
+        embeddings=one,
+        shortlist=(np.array([[5, 7]]), np.array([[0.9, 0.8]], np.float32)),
+        classifier=np.array([[0.1, 0.6]], np.float32),
+        fused=np.array([[0.5, 0.7]], np.float32),
+        k=1,
+    )
+
+
+def results(expected: Golden) -> GoldenResults:
+    """What a faultless predictor gives."""
+    return GoldenResults(
+        token_ids=expected.token_ids,
+        title_vectors=expected.title_vectors,
+        image_vectors=expected.image_vectors,
+        slots=[expected.slots[0]],
+        embeddings=expected.embeddings,
+        shortlists=[Ranked(np.array([5, 7]), np.array([0.9, 0.8], np.float32))],
+        classifier=[np.array([0.1, 0.6], np.float32)],
+        rankings=[Ranked(np.array([7, 5]), np.array([0.7, 0.5], np.float32))],
+    )
+
+
+def failed(parity: Parity) -> list[str]:
+    """Stages outside their tolerance."""
+    return [stage.stage for stage in parity.stages if not stage.passed]
+
+
+def test_equal_results_pass_and_read_as_a_table() -> None:
+    """All eight stages are listed."""
+    parity = compare(golden(), results(golden()), Tolerances())
+    assert parity.passed
+    assert parity.table().count("ok") == len(parity.stages) == 8
+
+
+def test_each_deviation_is_found_in_its_own_stage() -> None:
+    """A wrong vector, a NaN, a wrong shape, a wrong token, a wrong first label."""
+    good = results(golden())
+    nan = np.full((1, 2), np.nan, np.float32)
+    deviations = {
+        "tokens": replace(good, token_ids=np.array([[2, 9, 3]])),
+        "title": replace(good, title_vectors=good.title_vectors + 1e-3),
+        "image": replace(good, image_vectors=np.zeros((1, 2), np.float32)),
+        "bag": replace(good, slots=[nan]),
+        "embedding": replace(good, embeddings=nan),
+        "shortlist": replace(good, shortlists=[Ranked(np.array([7, 5]), np.array([0.8, 0.9], np.float32))]),
+        "classifier": replace(good, classifier=[np.array([0.1, 0.5], np.float32)]),
+        "ranking": replace(good, rankings=[Ranked(np.array([5]), np.array([0.5], np.float32))]),
+    }
+    for stage, own in deviations.items():
+        parity = compare(golden(), own, Tolerances())
+        assert failed(parity) == [stage]
+        assert parity.to_json()["passed"] is False
+        assert parity.table().count("FAILED") == 1
+
+
+def test_ties_may_swap() -> None:
+    """Labels whose expected scores lie within the tie are equally right; others are not."""
+    expected = [Ranked(np.array([1, 2, 3]), np.array([0.9, 0.9, 0.5], np.float32))]
+    swapped = [Ranked(np.array([2, 1, 3]), np.array([0.9, 0.9, 0.5], np.float32))]
+    wrong = [Ranked(np.array([3, 1, 2]), np.array([0.9, 0.9, 0.5], np.float32))]
+    assert agreement(swapped, expected, 1, 1e-6) == 1.0
+    assert agreement(wrong, expected, 1, 1e-6) == 0.0
+    assert agreement(wrong, expected, 2, 1e-6) == 0.5
+    assert agreement(wrong, expected, 3, 1e-6) == 1.0
