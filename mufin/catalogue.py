@@ -207,9 +207,7 @@ class _PairReader:
                 lines.append(line)
         if not read_any and name != "exclude":
             self._faults.add(path, None, f"the {name} split is empty; write its pairs or delete the file")
-        table = _PairTable(
-            path, *(np.asarray(values, dtype=np.int64) for values in (rows, labels, lines))
-        )
+        table = _PairTable(path, *(np.asarray(values, dtype=np.int64) for values in (rows, labels, lines)))
         self._check_repeats(table)
         return table
 
@@ -227,12 +225,11 @@ class _PairReader:
     def _check_repeats(self, table: _PairTable) -> None:
         """A pair given twice is refused: as relevance is 0 or 1, the second line shows that a count was meant."""
         flat = table.rows * len(self._labels) + table.labels
-        order = np.argsort(flat, kind="stable")
-        repeats = order[1:][flat[order][1:] == flat[order][:-1]]
-        for place in np.sort(repeats):
-            first = int(table.lines[np.flatnonzero(flat == flat[place])[0]])
+        _, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
+        for place in np.flatnonzero(first[inverse] != np.arange(len(flat))):
+            line = int(table.lines[first[inverse[place]]])
             self._faults.add(
-                table.path, int(table.lines[place]), f"the pair is also on line {first}; keep one of the two"
+                table.path, int(table.lines[place]), f"the pair is also on line {line}; keep one of the two"
             )
 
 
@@ -244,13 +241,13 @@ def _check_splits_disjoint(
     names = list(tables)
     for number, later in enumerate(names):
         for earlier in names[:number]:
-            for place in np.flatnonzero(np.isin(flat[later], flat[earlier])):
-                first = int(np.flatnonzero(flat[earlier] == flat[later][place])[0])
-                table = tables[later]
+            _, here, there = np.intersect1d(flat[later], flat[earlier], return_indices=True)
+            table, other = tables[later], tables[earlier]
+            for place, first in sorted(zip(here.tolist(), there.tolist(), strict=True)):
                 pair = f"{products[table.rows[place]].id},{labels[table.labels[place]].id}"
-                other = f"{tables[earlier].path.name}:{tables[earlier].lines[first]}"
+                where = f"{other.path.name}:{other.lines[first]}"
                 faults.add(
-                    table.path, int(table.lines[place]), f"the pair {pair} is also in {other}; keep it in one split"
+                    table.path, int(table.lines[place]), f"the pair {pair} is also in {where}; keep it in one split"
                 )
 
 
@@ -279,8 +276,9 @@ def ensure_validation(catalogue: Catalogue, fraction: float = 0.1, seed: int = 0
     chosen = _choose_groups(groups, train.relevance, max(1, round(fraction * len(train.products))), seed)
     if not chosen or len(chosen) == len(groups):
         raise CatalogueError(
-            catalogue.folder / "train.csv", None, "has too few products of different titles to cut off a validation "
-            "split; add valid.csv"
+            catalogue.folder / "train.csv",
+            None,
+            "has too few products of different titles to cut off a validation split; add valid.csv",
         )
     is_valid = np.zeros(len(train.products), dtype=np.bool_)
     for group in chosen:

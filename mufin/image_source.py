@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from mufin.errors import CatalogueError
@@ -70,7 +70,7 @@ class ImageReader:
         self._client: httpx.Client | None = None
         self._lock = threading.Lock()
 
-    def __enter__(self) -> ImageReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -121,7 +121,7 @@ class ImageReader:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
-            os.replace(name, path)
+            Path(name).replace(path)
         except OSError as error:
             raise CatalogueError(
                 path.parent, None, f"fetched images cannot be kept ({error.strerror}); give a writable cache folder"

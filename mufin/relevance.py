@@ -36,7 +36,7 @@ class Relevance:
         if rows.shape != labels.shape:
             raise ValueError(f"{rows.shape} rows do not match {labels.shape} labels")
         for name, values, limit in (("row", rows, row_count), ("label", labels, label_count)):
-            if len(values) and not (0 <= values.min() and values.max() < limit):
+            if len(values) and (values.min() < 0 or values.max() >= limit):
                 raise ValueError(f"{name} {values.min()}..{values.max()} does not lie in 0..{limit - 1}")
         flat = np.unique(rows * label_count + labels)
         width = max(1, label_count)

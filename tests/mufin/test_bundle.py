@@ -33,6 +33,8 @@ from mufin.predictor import open_predictor
 from mufin.scoring import ScoreSpec
 from tests.bundle_factory import make_tiny_bundle, tiny_labels
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -244,9 +246,14 @@ def test_the_report_is_outside_the_identity(copy: Path) -> None:
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     """An error inside the writer's block removes every file, hidden ones, too."""
-    with pytest.raises(ZeroDivisionError), BundleWriter(tmp_path / "bundle") as writer:
-        (writer.folder / LABELS_FILE).write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with BundleWriter(tmp_path / "bundle") as writer:
+            (writer.folder / LABELS_FILE).write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,7 +279,7 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Pa
         "from tests.bundle_factory import make_tiny_bundle\n"
         f"make_tiny_bundle(Path({str(tmp_path / 'bundle')!r}))\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    killed = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "bundle").exists()
     assert list(tmp_path.iterdir()), "the kill came too early to prove anything"

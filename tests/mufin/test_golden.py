@@ -54,7 +54,7 @@ def test_equal_results_pass_and_read_as_a_table() -> None:
     """All eight stages are listed."""
     parity = compare(golden(), results(golden()), Tolerances())
     assert parity.passed
-    assert parity.table().count("ok") == len(parity.stages) == 8
+    assert parity.table().count("  ok") == len(parity.stages) == 8
 
 
 def test_each_deviation_is_found_in_its_own_stage() -> None:

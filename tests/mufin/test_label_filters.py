@@ -42,7 +42,7 @@ def test_filters_mean_what_serving_says(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("filters") / "filters.npz"
     write_filters(path, labels)
     index = FilterIndex(path)
-    filters = {key: wanted for key in ("x", "y") if key in index.keys}
+    filters: dict[str, Any] = {key: wanted for key in ("x", "y") if key in index.keys}
     expected = [all(plainly(fields, key, wanted) for key in filters) for fields in labels]
     assert index.allowed_by(filters).tolist() == expected
 

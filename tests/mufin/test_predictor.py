@@ -17,7 +17,7 @@ from mufin.errors import InputError
 from mufin.predictor import Predictor, ProductBag, open_predictor
 from mufin.scoring import classifier_scores, fuse, probability
 from tests.bundle_factory import DIMENSION, SIDE, make_tiny_bundle, pixels
-from tests.mufin.test_bundle import reseal
+from tests.mufin.test_bundle import ROOT, reseal
 
 NO_IMAGES = np.zeros((0, SIDE, SIDE, 3), np.uint8)
 
@@ -43,7 +43,9 @@ def bags(predictor: Predictor) -> list[ProductBag]:
 
 def test_titles_in_a_batch_equal_titles_alone(predictor: Predictor) -> None:
     """More titles than fit one call, of mixed lengths, come back in their order."""
-    titles = [" ".join(["red", "shirt", "men", "cotton"][: 1 + i % 4]) + f" {'blue' if i % 3 else ''}" for i in range(150)]
+    titles = [
+        " ".join(["red", "shirt", "men", "cotton"][: 1 + i % 4]) + f" {'blue' if i % 3 else ''}" for i in range(150)
+    ]
     together = predictor.encode_titles(titles)
     alone = np.concatenate([predictor.encode_titles([title]) for title in titles])
     np.testing.assert_allclose(together, alone, atol=1e-6)
@@ -196,6 +198,6 @@ def test_predicting_loads_no_training_library() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

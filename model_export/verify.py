@@ -1,0 +1,134 @@
+"""Golden products: chosen, put through the network in torch, and replayed through the bundle's predictor.
+
+Knows no file layout. The torch side is computed unfolded, label by label as in training, so that folding,
+graphs, index and records are all measured at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_export.label_records import EncodedLabels, RecordType
+from mufin.catalogue import Item
+from mufin.errors import BundleError
+from mufin.golden import Golden, Parity
+from mufin.inputs import FloatArray, Int64Array, normalise_title
+from mufin.manifest import Tolerances
+from mufin.predictor import open_predictor
+from mufin.scoring import ScoreSpec
+from mufin.training.encode import encode_batch, encode_items
+from mufin.training.item_arrays import ItemArrays
+from mufin.training.model import Mufin
+
+_OF_EACH_KIND = 2
+_LABELS_AT_ONCE = 256
+_EXACT = Tolerances()
+# Half precision keeps 11 bits: products of unit vectors then differ by some 1e-3 at most.
+_HALF_DIFFERENCE = 3e-3
+# An approximate index finds .95 of the shortlist on average; a single product may miss more.
+_APPROXIMATE_AGREEMENT = 0.8
+_HALF_AGREEMENT = 0.9
+
+
+def tolerances_for(index: str, number: RecordType) -> Tolerances:
+    """How far a bundle of this kind may lie from torch."""
+    agreement = _EXACT.top_k_agreement
+    agreement = min(agreement, _APPROXIMATE_AGREEMENT if index != "exact" else 1.0)
+    agreement = min(agreement, _HALF_AGREEMENT if number == "float16" else 1.0)
+    classifier = _HALF_DIFFERENCE if number == "float16" else _EXACT.classifier_difference
+    return Tolerances(_EXACT.encoder_difference, classifier, agreement)
+
+
+def golden_items(products: Sequence[Item], max_images: int) -> list[Item]:
+    """A few products of every shape: as they are, title only, images only, most images, longest title.
+
+    Deterministic: the first of each kind in catalogue order.
+    """
+    both = [p for p in products if p.images and normalise_title(p.title)]
+    titled = [p for p in products if normalise_title(p.title)]
+    pictured = [p for p in products if p.images]
+    chosen = [*both[:_OF_EACH_KIND]]
+    chosen += [replace(p, images=()) for p in titled[:_OF_EACH_KIND]]
+    chosen += [replace(p, title="") for p in pictured[:_OF_EACH_KIND]]
+    chosen += [max(products, key=lambda p: min(len(p.images), max_images)), max(products, key=lambda p: len(p.title))]
+    return chosen
+
+
+@torch.no_grad()
+def compute_golden(
+    model: Mufin, items: Sequence[Item], arrays: ItemArrays, label_arrays: ItemArrays, labels: EncodedLabels,
+    spec: ScoreSpec,
+) -> Golden:  # fmt: skip
+    """Expected output of every stage for ``items`` (``arrays`` holds the same, in order), by torch on the CPU."""
+    encoder, device = model.encoder, torch.device("cpu")
+    length = int(arrays.token_counts.max(initial=1))
+    ids = np.asarray(arrays.token_ids[: len(items), :length], dtype=np.int64)
+    token_mask = (np.arange(length)[None] < arrays.token_counts[:, None]).astype(np.int64)
+    pixels = np.asarray(arrays.pixels[arrays.image_rows])
+    image_vectors = np.zeros((0, labels.embeddings.shape[1]), dtype=np.float32)
+    if len(pixels):
+        image_vectors = encoder.image(torch.from_numpy(pixels)).numpy()
+    attended, mask, embedding = encode_batch(encoder, arrays.batch(np.arange(len(items))), device)
+    found, cosines = _exact_shortlist(embedding.numpy(), labels, spec)
+    classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
+    alpha = np.float32(spec.fusion_weight)
+    return Golden(
+        titles=[item.title for item in items],
+        has_title=np.asarray(arrays.has_title),
+        token_ids=ids,
+        image_offsets=arrays.image_offsets,
+        pixels=pixels,
+        title_vectors=encoder.text(torch.from_numpy(ids), torch.from_numpy(token_mask)).numpy(),
+        image_vectors=image_vectors,
+        slots=attended.numpy(),
+        slot_mask=mask.numpy(),
+        embeddings=embedding.numpy(),
+        shortlist=(found, cosines),
+        classifier=classifier,
+        fused=np.asarray(alpha * classifier + (1 - alpha) * cosines, dtype=np.float32),
+    )
+
+
+def _exact_shortlist(embeddings: FloatArray, labels: EncodedLabels, spec: ScoreSpec) -> tuple[Int64Array, FloatArray]:
+    size = min(spec.shortlist_size, len(labels.embeddings))
+    scores = embeddings @ labels.embeddings.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :size]
+    return order.astype(np.int64), np.take_along_axis(scores, order, 1)
+
+
+def _classifier_scores(
+    model: Mufin, bags: torch.Tensor, masks: torch.Tensor, label_arrays: ItemArrays, labels: EncodedLabels,
+    found: Int64Array,
+) -> FloatArray:  # fmt: skip
+    """(G, K) scores of the shortlists ``found`` (G, K), whose labels are encoded anew."""
+    distinct, inverse = np.unique(found, return_inverse=True)
+    encoded = encode_items(model.encoder, label_arrays, distinct, _LABELS_AT_ONCE, torch.device("cpu"))
+    label_bags, label_masks = torch.from_numpy(np.asarray(encoded.bags)), torch.from_numpy(encoded.mask)
+    scores = np.zeros(found.shape, dtype=np.float32)
+    for row, places in enumerate(inverse.reshape(found.shape)):
+        own = torch.from_numpy(places)
+        adapted, _ = model.adapt(
+            bags[row : row + 1], masks[row : row + 1], label_bags[own][None], label_masks[own][None]
+        )
+        weights = torch.from_numpy(labels.classifiers[found[row]])
+        scores[row] = (torch.nn.functional.normalize(adapted[0], dim=-1) * weights).sum(dim=-1).numpy()
+    return scores
+
+
+def verify_bundle(folder: Path) -> Parity:
+    """Check every hash and replay the golden products. Raises BundleError when the folder itself is at fault."""
+    return open_predictor(folder, verify="full").replay_golden()
+
+
+def require_parity(parity: Parity, folder: Path) -> None:
+    """Raise BundleError with the table when a stage lies outside its tolerance."""
+    if not parity.passed:
+        raise BundleError(
+            f"{folder}: the bundle does not compute what torch computed:\n{parity.table()}\n"
+            "export again; when it stays, report it with the config of the run"
+        )

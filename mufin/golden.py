@@ -1,0 +1,225 @@
+"""Golden products: inputs and the expected output of every stage, and the comparison with what a predictor gives.
+
+Knows neither torch nor the predictor: the export fills in the one side, ``Predictor.replay_golden`` the other.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mufin.bundle import GOLDEN_FILE
+from mufin.errors import BundleError
+from mufin.inputs import BoolArray, FloatArray, Int64Array, Uint8Array
+from mufin.label_filters import pack_json, unpack_json, write_arrays
+from mufin.manifest import Tolerances
+
+
+@dataclass(frozen=True)
+class Golden:
+    """G products and what the network in torch makes of them."""
+
+    titles: list[str]
+    """"" for a product without one"""
+    has_title: BoolArray
+    """(G,)"""
+    token_ids: Int64Array
+    """(G, T) padded with 0"""
+    image_offsets: Int64Array
+    """(G + 1,) into pixels"""
+    pixels: Uint8Array
+    """(N, side, side, 3)"""
+    title_vectors: FloatArray
+    """(G, D), of the empty title, too"""
+    image_vectors: FloatArray
+    """(N, D)"""
+    slots: FloatArray
+    """(G, S, D) after self-attention"""
+    slot_mask: BoolArray
+    """(G, S)"""
+    embeddings: FloatArray
+    """(G, D)"""
+    shortlist: tuple[Int64Array, FloatArray]
+    """Labels (G, K) by exact search, padded with -1, and their cosines"""
+    classifier: FloatArray
+    """(G, K) scores of the shortlist"""
+    fused: FloatArray
+    """(G, K) scores of the shortlist"""
+    k: int = 10
+    """Ranks compared"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Labels of one product, best first, with scores."""
+
+    labels: Int64Array
+    scores: FloatArray
+
+
+@dataclass(frozen=True)
+class GoldenResults:
+    """What a predictor makes of the same products."""
+
+    token_ids: Int64Array
+    title_vectors: FloatArray
+    image_vectors: FloatArray
+    slots: Sequence[FloatArray]
+    embeddings: FloatArray
+    shortlists: Sequence[Ranked]
+    classifier: Sequence[FloatArray]
+    """of the golden shortlists"""
+    rankings: Sequence[Ranked]
+
+
+@dataclass(frozen=True, slots=True)
+class StageParity:
+    """One row of the parity table."""
+
+    stage: str
+    largest_difference: float
+    allowed_difference: float
+    agreement: float | None
+    """Least share of a product's first k that torch ranks there, too, ties allowed; None where nothing is ranked"""
+    needed_agreement: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the stage lies within its tolerances; NaN does not."""
+        near = self.largest_difference <= self.allowed_difference
+        return near and (self.agreement is None or self.agreement >= (self.needed_agreement or 0.0))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The parity table."""
+
+    products: int
+    stages: tuple[StageParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage lies within its tolerances."""
+        return all(stage.passed for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for report.json; a difference that is no number becomes null."""
+        rows = [{**asdict(stage), "passed": stage.passed} for stage in self.stages]
+        for row in rows:
+            if not np.isfinite(row["largest_difference"]):
+                row["largest_difference"] = None
+        return {"golden_products": self.products, "passed": self.passed, "stages": rows}
+
+    def table(self) -> str:
+        """The table as text."""
+        lines = [
+            f"{'stage':<12}{'difference':>12}{'allowed':>10}{'top-k':>8}{'needed':>8}  ({self.products} golden products)"
+        ]
+        for row in self.stages:
+            ranked = "" if row.agreement is None else f"{row.agreement:>8.3f}{row.needed_agreement:>8.3f}"
+            verdict = "ok" if row.passed else "FAILED"
+            lines.append(
+                f"{row.stage:<12}{row.largest_difference:>12.2e}{row.allowed_difference:>10.0e}{ranked:>16}  {verdict}"
+            )
+        return "\n".join(lines)
+
+
+def compare(golden: Golden, results: GoldenResults, tolerances: Tolerances) -> Parity:
+    """Both sides, stage by stage."""
+    near, classifier = tolerances.encoder_difference, tolerances.classifier_difference
+    needed = tolerances.top_k_agreement
+    slots = [own[mask] for own, mask in zip(golden.slots, golden.slot_mask, strict=True)]
+    wanted = [Ranked(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
+    scores = [own[: len(w.labels)] for own, w in zip(golden.classifier, wanted, strict=True)]
+    fused = [_sorted(w.labels, own[: len(w.labels)]) for own, w in zip(golden.fused, wanted, strict=True)]
+    shortlist, ranking = _ranked_difference(results.shortlists, wanted), _ranked_difference(results.rankings, fused)
+    return Parity(
+        len(golden.titles),
+        (
+            StageParity("tokens", _difference([results.token_ids], [golden.token_ids]), 0.0, None, None),
+            StageParity("title", _difference([results.title_vectors], [golden.title_vectors]), near, None, None),
+            StageParity("image", _difference([results.image_vectors], [golden.image_vectors]), near, None, None),
+            StageParity("bag", _difference(results.slots, slots), near, None, None),
+            StageParity("embedding", _difference([results.embeddings], [golden.embeddings]), near, None, None),
+            StageParity("shortlist", shortlist, near, agreement(results.shortlists, wanted, golden.k, near), needed),
+            StageParity("classifier", _difference(results.classifier, scores), classifier, None, None),
+            StageParity(
+                "ranking", ranking, classifier, agreement(results.rankings, fused, golden.k, classifier), needed
+            ),
+        ),
+    )
+
+
+def agreement(found: Sequence[Ranked], expected: Sequence[Ranked], k: int, tie: float) -> float:
+    """Least share over the products of the first k found that belong there; scores within ``tie`` are equal."""
+    shares = [1.0]
+    for own, wanted in zip(found, expected, strict=True):
+        ranks = min(k, len(wanted.labels))
+        if ranks == 0:
+            continue
+        belonging = wanted.labels[wanted.scores >= wanted.scores[ranks - 1] - tie]
+        shares.append(float(np.isin(own.labels[:ranks], belonging).sum()) / ranks)
+    return min(shares)
+
+
+def _difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """Largest absolute difference; infinite where shapes differ."""
+    worst = 0.0
+    for own, wanted in zip(found, expected, strict=True):
+        if own.shape != wanted.shape:
+            return float("inf")
+        worst = max(worst, float(np.abs(own.astype(np.float64) - wanted).max(initial=0.0)), key=_nan_last)
+    return worst
+
+
+def _nan_last(value: float) -> tuple[bool, float]:
+    """NaN counts as larger than any number."""
+    return bool(np.isnan(value)), value
+
+
+def _ranked_difference(found: Sequence[Ranked], expected: Sequence[Ranked]) -> float:
+    """Largest score difference of labels that both sides rank."""
+    worst = 0.0
+    for own, wanted in zip(found, expected, strict=True):
+        _, here, there = np.intersect1d(own.labels, wanted.labels, return_indices=True)
+        worst = max(worst, _difference([own.scores[here]], [wanted.scores[there]]), key=_nan_last)
+    return worst
+
+
+def _sorted(labels: Int64Array, scores: FloatArray) -> Ranked:
+    order = np.lexsort((labels, -scores))
+    return Ranked(labels[order], scores[order])
+
+
+_ARRAYS = (
+    "has_title", "token_ids", "image_offsets", "pixels", "title_vectors", "image_vectors", "slots", "slot_mask",
+    "embeddings", "classifier", "fused",
+)  # fmt: skip
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """Write golden.npz."""
+    arrays: dict[str, npt.NDArray[Any]] = {name: getattr(golden, name) for name in _ARRAYS}
+    arrays["titles"], arrays["k"] = pack_json(golden.titles), np.asarray(golden.k, dtype=np.int64)
+    arrays["shortlist_labels"], arrays["shortlist_scores"] = golden.shortlist
+    write_arrays(folder / GOLDEN_FILE, arrays)
+
+
+def read_golden(folder: Path) -> Golden:
+    """Read golden.npz. Raises BundleError when it cannot be read."""
+    try:
+        with np.load(folder / GOLDEN_FILE, allow_pickle=False) as arrays:
+            return Golden(
+                titles=unpack_json(arrays["titles"]),
+                shortlist=(arrays["shortlist_labels"], arrays["shortlist_scores"]),
+                k=int(arrays["k"]),
+                **{name: arrays[name] for name in _ARRAYS},
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{folder / GOLDEN_FILE}: cannot be read ({error}): run mufin-export again") from error
