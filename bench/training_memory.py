@@ -58,7 +58,7 @@ def write_catalogue(folder: Path, pairs: int, labels: int, seed: int = 0) -> Non
         table.close()
 
 
-def measure(pairs: int, labels: int, module: str) -> dict[str, Any]:
+def measure(pairs: int, labels: int) -> dict[str, Any]:
     """One training in this process: peak resident memory in MiB after reading and at the end, seconds."""
     from mufin.catalogue import read_catalogue
     from mufin.training.config import build_config
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--point", nargs=2, type=int, metavar=("PAIRS", "LABELS"), help="measure one point, print JSON")
     options = parser.parse_args()
     if options.point:
-        print(json.dumps(measure(*options.point, module="all")))
+        print(json.dumps(measure(*options.point)))
         return 0
     most = options.pairs
     points = [(most // 4, 10_000), (most, 10_000), (most // 10, 10_000), (most // 10, 50_000), (most // 10, 100_000)]

@@ -86,9 +86,7 @@ def l2_normalise(vectors: FloatArray) -> FloatArray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def cross_attend(
-    attention: CrossAttention, bag: FloatArray, records: LabelRecords
-) -> tuple[FloatArray, FloatArray]:
+def cross_attend(attention: CrossAttention, bag: FloatArray, records: LabelRecords) -> tuple[FloatArray, FloatArray]:
     """One product's bag (S, D), real slots only, against N labels.
 
     Returns the label-adapted product vectors (N, D), not normalised, and the attention weights (N, S, M).

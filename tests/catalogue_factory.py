@@ -19,7 +19,8 @@ def make_tiny_catalogue(folder: Path, products: int = 60, *, with_labels: bool =
     """
     random = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
-    items, kinds = [], []
+    items: list[dict[str, object]] = []
+    kinds: list[tuple[str, str]] = []
     for number in range(products):
         colour, word = list(COLOURS)[number % 4], WORDS[(number // 4) % 5]
         kinds.append((colour, word))

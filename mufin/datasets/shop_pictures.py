@@ -16,7 +16,7 @@ from mufin.inputs import Int64Array
 SIDE_PIXELS = 64
 _DRAWN = 2 * SIDE_PIXELS
 """Drawn at twice the size and halved: smooth edges."""
-_RGB = {
+PAINTS = {
     "red": (205, 35, 40),
     "orange": (245, 135, 20),
     "yellow": (245, 220, 50),
@@ -31,7 +31,7 @@ _RGB = {
 def draw_picture(colour: int, pattern: int, shape: int, view: int, random: np.random.Generator) -> bytes:
     """One encoded picture; view 0 is a PNG of the whole product, others are JPEG, 2 a close-up of the pattern."""
     jitter = random.integers(-12, 13, size=3)
-    paint = _clip(np.asarray(_RGB[COLOURS[colour]]) + jitter)
+    paint = _clip(np.asarray(PAINTS[COLOURS[colour]]) + jitter)
     ground = _clip(random.integers(222, 250) + random.integers(-4, 5, size=3))
     accent = _clip(np.asarray([250, 250, 248]) + random.integers(-5, 1, size=3))
     surface = _surface(PATTERNS[pattern], paint, accent, random)

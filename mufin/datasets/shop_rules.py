@@ -40,12 +40,21 @@ NOISE_SHARE = 0.1
 CUTS = (1, 5)
 COLOUR_FAMILIES = (("red", "orange", "yellow", "pink"), ("green", "blue", "purple", "black"))
 """Warm and cold colours: tastes of a companion's buyers."""
-BRAND_FAMILIES = (("Nordvik", "Casaluma", "Hartwell"), ("Kiyomi", "Oldbarn", "Fjella"))
-"""Dear and cheap brands: tastes of a query's buyers."""
+BRAND_FAMILIES = (
+    ("Nordvik", "Casaluma", "Hartwell"),
+    ("Kiyomi", "Oldbarn", "Fjella"),
+    ("Nordvik", "Kiyomi", "Fjella"),
+    ("Casaluma", "Hartwell", "Oldbarn"),
+)
+"""Dear, cheap, northern and other brands: tastes of the buyers behind a query that names no brand."""
+ROOM_FAMILIES = (("kitchen", "bedroom"), ("garden", "office"), ("kitchen", "garden"), ("bedroom", "office"))
+"""Rooms to live, to work, for guests and for oneself: tastes of the buyers behind a query that names a brand."""
+SPELLINGS = 6
+"""Queries of one meaning."""
 
 _QUERY_ORDERS = (
     "{seen} {thing}", "{thing} {seen}", "{seen} {thing}s", "{thing}s {seen}",
-    "buy {seen} {thing}", "{seen} {thing} shop", "cheap {seen} {thing}", "{thing} in {seen}",
+    "buy {seen} {thing}", "{seen} {thing} shop", "cheap {seen} {thing}", "{seen} {thing} online",
 )  # fmt: skip
 
 
@@ -75,31 +84,44 @@ def companion_rules(products: ShopProducts, random: np.random.Generator) -> Rule
 
 
 def query_rules(random: np.random.Generator) -> tuple[list[str], Rules]:
-    """Bid queries: what the words say, and of brands those that this query's buyers have a taste for.
+    """Bid queries: what the words say, and what this query's buyers have a taste for.
 
-    Each meaning has four spellings, every one with its own buyers.
+    Each meaning has six spellings, every one with its own buyers.
     """
     texts: list[str] = []
-    wanted: list[dict[int, BoolArray]] = []
-    meanings = [(kind, COLOUR, c, name) for kind in range(len(ROOMS)) for c, name in enumerate(COLOURS)]
-    for column, names in ((PATTERN, PATTERNS), (SHAPE, SHAPES)):
-        meanings += [(kind, column, value, name) for kind in range(len(KINDS)) for value, name in enumerate(names)]
-    for place, column, value, seen in meanings:
-        by_room = column == COLOUR
-        kinds = np.arange(len(KINDS))
-        thing = f"{ROOMS[place]} accessory" if by_room else KINDS[place]
-        accepted = {KIND: kinds // KINDS_PER_ROOM == place if by_room else kinds == place}
-        accepted[column] = np.arange(VALUES[column]) == value
-        for order in random.permutation(len(_QUERY_ORDERS))[:4]:
+    rows: list[dict[int, BoolArray]] = []
+    for thing, seen, readable in _query_meanings():
+        for order in random.permutation(len(_QUERY_ORDERS))[:SPELLINGS]:
             text = _QUERY_ORDERS[order].format(seen=seen, thing=thing)
             texts.append(text.replace("accessorys", "accessories").replace("benchs", "benches"))
-            wanted.append(accepted)
-    accepts = [
-        np.stack([w.get(column, np.ones(values, dtype=np.bool_)) for w in wanted])
+            if BRAND in readable:
+                rooms = _tastes(1, ROOM_FAMILIES, ROOMS, random)[0]
+                rows.append({**readable, KIND: np.repeat(rooms, KINDS_PER_ROOM)})
+            else:
+                rows.append({**readable, BRAND: _tastes(1, BRAND_FAMILIES, BRANDS, random)[0]})
+    accepts = (
+        np.stack([row.get(column, np.ones(values, dtype=np.bool_)) for row in rows])
         for column, values in enumerate(VALUES)
-    ]
-    accepts[BRAND] = _tastes(len(texts), BRAND_FAMILIES, BRANDS, random)
+    )
     return texts, Rules(tuple(accepts))
+
+
+def _query_meanings() -> list[tuple[str, str, dict[int, BoolArray]]]:
+    """(word of the title, word of the picture, accepted values): room and colour, kind and pattern, brand and shape."""
+    kinds = np.arange(len(KINDS))
+    things: list[tuple[str, int, BoolArray, int, tuple[str, ...]]] = [
+        *((f"{room} accessory", KIND, kinds // KINDS_PER_ROOM == n, COLOUR, COLOURS) for n, room in enumerate(ROOMS)),
+        *((kind, KIND, kinds == n, PATTERN, PATTERNS) for n, kind in enumerate(KINDS)),
+        *(
+            (f"{name.lower()} piece", BRAND, np.arange(len(BRANDS)) == n, SHAPE, SHAPES)
+            for n, name in enumerate(BRANDS)
+        ),
+    ]
+    return [
+        (thing, name, {said: accepted, shown: np.arange(len(names)) == value})
+        for thing, said, accepted, shown, names in things
+        for value, name in enumerate(names)
+    ]
 
 
 def _tastes(

@@ -109,6 +109,11 @@ class SiameseConfig:
     """Epochs between two clusterings."""
     hard_positives: int = 0
     """Extra positives a product drawn with weight 1.01 - cosine; 0: one uniform positive."""
+    classifier_weight: float = 0.0
+    """Weight of the same loss on classifier scores of the batch's labels. The encoder then keeps what only the
+    classifiers can use; 0: classifiers are first trained in module 4, as in the release."""
+    classifier_learning_rate: float = 1e-2
+    """Of the labels' vectors and gates, where ``classifier_weight`` is not 0."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"siamese.epochs is {self.epochs}, needs at least 1")
@@ -121,6 +126,7 @@ class SiameseConfig:
         _require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
         _require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
         _require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
+        _require(self.classifier_weight >= 0, f"classifier_weight is {self.classifier_weight}, needs 0 or more")
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,9 @@ class TrainConfig:
     """Of forward passes; weights and optimiser stay fp32."""
     sparse_classifiers: bool = False
     """SparseAdam on the classifiers: steps touch only the labels of the batch."""
-    classifier_init: Literal["labels", "random"] = "labels"
-    """Classifier vectors start from the label embeddings, or random as in the release (Q6)."""
+    classifier_init: Literal["labels", "random", "siamese"] = "labels"
+    """Classifier vectors start module 4 from the label embeddings, random as in the release (Q6), or from what
+    module 1 made of them (``siamese.classifier_weight``)."""
     carry_self_attention: bool = True
     """False: module 4 starts self-attention afresh, as the release does by accident (Q3)."""
     image_dropout: float = 0.0
@@ -238,6 +245,11 @@ class TrainConfig:
         _require(
             self.frozen_ranker.epochs + self.ranker.epochs > 0,
             "frozen_ranker.epochs and ranker.epochs are both 0: classifiers would stay untrained",
+        )
+        _require(
+            (self.classifier_init == "siamese") == (self.siamese.classifier_weight > 0),
+            f"classifier_init is {self.classifier_init!r} and siamese.classifier_weight {self.siamese.classifier_weight}: "
+            "set classifier_init=siamese exactly when module 1 trains classifiers",
         )
         _require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
         _require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")

@@ -133,9 +133,12 @@ def train_siamese(session: Session, data: TrainingData, resumed: TrainState | No
         return siamese_loss(session, data, rows, random)
 
     parameters = [p for p in model.encoder.parameters() if p.requires_grad]
-    group = Group(parameters, settings.learning_rate, settings.weight_decay)
+    groups = [Group(parameters, settings.learning_rate, settings.weight_decay)]
+    if settings.classifier_weight:
+        own = list(model.classifiers.parameters())
+        groups.append(Group(own, settings.classifier_learning_rate, 0.0, config.sparse_classifiers))
     module = Module(
-        "siamese", settings.epochs, settings.accumulation, settings.warmup_epochs, [group], batches, loss,
+        "siamese", settings.epochs, settings.accumulation, settings.warmup_epochs, groups, batches, loss,
         lambda epoch: evaluate_shortlist(session, data, epoch, settings.epochs),
     )  # fmt: skip
     model.train()

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mufin.inputs import Int64Array
-from mufin.training.encode import (
-    encode_batch,
-)
+from mufin.training.config import SiameseConfig
+from mufin.training.encode import encode_batch
 from mufin.training.loop import Session
 from mufin.training.losses import (
     hardest_positive_margin_loss,
@@ -42,29 +41,36 @@ def siamese_loss(session: Session, data: TrainingData, rows: Int64Array, random:
         hard = draw_hard_labels(data.train, rows, vectors[0], vectors[1], settings.hard_positives, random)
         drawn = np.concatenate([drawn, hard.reshape(-1)])
     relevant = torch.from_numpy(_block(data, rows, drawn)).to(session.device)
+    forbidden = torch.from_numpy(_forbidden_block(data, rows, drawn)).to(session.device)
     own_rows, own_labels = workers.share(data.train_rows[rows]), workers.share(drawn)
-    embeddings = []
-    for arrays, own, total in ((data.products, own_rows, len(rows)), (data.labels, own_labels, len(drawn))):
-        _, _, embedding = encode_batch(encoder, arrays.batch(own, dropout, random), session.device)
-        embeddings.append(workers.gather(embedding.float(), total))
+    _, _, products = encode_batch(encoder, data.products.batch(own_rows, dropout, random), session.device)
+    _, _, labels = encode_batch(encoder, data.labels.batch(own_labels, dropout, random), session.device)
+    products = workers.gather(products.float(), len(rows))
     with torch.autocast(session.device.type, enabled=False):
-        scores = embeddings[0] @ embeddings[1].T
-        scores = scores.masked_fill(torch.from_numpy(_forbidden_block(data, rows, drawn)).to(session.device), -1e4)
-        if settings.loss == "softmax":
-            return multi_positive_softmax_loss(scores, relevant, temperature=settings.temperature)
-        if hard is not None:
-            columns = torch.arange(hard.size, device=session.device).reshape(hard.shape) + len(rows)
-            return sampled_positives_margin_loss(
-                scores, relevant, scores.gather(1, columns), margin=settings.margin,
-                negatives=settings.hard_negatives, temperature=settings.temperature,
-            )  # fmt: skip
+        labels = labels.float()
+        scores = products @ workers.gather(labels, len(drawn)).T
+        loss = _contrast(settings, scores.masked_fill(forbidden, -1e4), relevant, hard)
+        if settings.classifier_weight:
+            own = session.model.classifiers(torch.from_numpy(own_labels).to(session.device), labels)
+            scores = products @ workers.gather(own, len(drawn)).T
+            extra = _contrast(settings, scores.masked_fill(forbidden, -1e4), relevant, hard)
+            loss = loss + settings.classifier_weight * extra
+    return loss
+
+
+def _contrast(settings: SiameseConfig, scores: Tensor, relevant: Tensor, hard: Int64Array | None) -> Tensor:
+    """The configured loss of scores (B, N); ``hard`` (B, P) drawn positives fill the columns behind the first B."""
+    if settings.loss == "softmax":
+        return multi_positive_softmax_loss(scores, relevant, temperature=settings.temperature)
+    margin, negatives, temperature = settings.margin, settings.hard_negatives, settings.temperature
+    if hard is None:
         return hardest_positive_margin_loss(
-            scores,
-            relevant,
-            margin=settings.margin,
-            negatives=settings.hard_negatives,
-            temperature=settings.temperature,
+            scores, relevant, margin=margin, negatives=negatives, temperature=temperature
         )
+    columns = torch.arange(hard.size, device=scores.device).reshape(hard.shape) + len(scores)
+    return sampled_positives_margin_loss(
+        scores, relevant, scores.gather(1, columns), margin=margin, negatives=negatives, temperature=temperature
+    )
 
 
 def _block(data: TrainingData, rows: Int64Array, labels: Int64Array) -> np.ndarray[Any, np.dtype[np.bool_]]:

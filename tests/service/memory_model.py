@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def title_vector(title: str) -> FloatArray:
 def image_vector(pixels: Uint8Array) -> FloatArray:
     """By the image's nearest plain colour."""
     red, green, blue = (int(channel > 127) for channel in pixels.reshape(-1, 3).mean(axis=0))
-    return word_vector(f"colour {red}{green}{blue}")
+    return title_vector(f"colour {red}{green}{blue}")
 
 
 class MemoryLabels:
@@ -77,6 +76,9 @@ class MemoryLabels:
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         return self._vectors[labels]
+
+    def bag_layout(self, index: int) -> tuple[int, bool]:
+        return 0, True
 
     def label(self, index: int) -> Label:
         return self._labels[index]
@@ -233,8 +235,3 @@ def shop() -> MemoryLabels:
         for index, title in enumerate(TITLES)
     ]
     return MemoryLabels(labels, {"p1": ["l1"]})
-
-
-def open_shop(folder: Path, verify: str, threads: int) -> MemoryModel:
-    """An OpenModel for tests."""
-    return MemoryModel(shop())

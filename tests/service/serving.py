@@ -17,8 +17,9 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
-from service.app import create_app
+from service.app import create_app, lifecycle_of
 from service.bundles import OpenModel
+from service.lifecycle import Phase
 from service.settings import Settings
 from tests.service.memory_model import MemoryModel, shop
 
@@ -32,6 +33,15 @@ def picture(colour: str = "red", size: tuple[int, int] = (40, 30), kind: str = "
     return buffer.getvalue()
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it holds; fails after five seconds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to hold")
+
+
 @asynccontextmanager
 async def running(
     model: MemoryModel | None = None, *, open_model: OpenModel | None = None, wait: bool = True, **settings: Any
@@ -41,11 +51,13 @@ async def running(
     chosen = {"recommend_bundle": ANY_FOLDER, "bid_queries_bundle": ANY_FOLDER, "worker_threads": 2, **settings}
     app = create_app(Settings(_cli_parse_args=[], **chosen), open_model or (lambda *_: own))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://mufin") as client:
-        for _ in range(200 if wait else 0):
-            if (await client.get("/readyz")).status_code == 200:
-                break
-            await asyncio.sleep(0.01)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://mufin") as client,
+    ):
+        if wait:
+            await eventually(lambda: lifecycle_of(app).phase is not Phase.STARTING)
+            assert lifecycle_of(app).phase is Phase.READY, lifecycle_of(app).failure
         yield client, app
 
 

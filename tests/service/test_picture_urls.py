@@ -28,12 +28,12 @@ HOSTILE = [
     "https://shop..example/", "https://.shop.example/", "https://-shop.example/", "https://shop-.example/",
     "https://sh%6fp.example/", "https://shop.example%00.evil/", "https://" + "a" * 64 + ".example/",
     "https://" + "a." * 130 + "example/", "https://shop.example/" + "a" * 2048, "https://xn--a/", "https://a\u202eb.example/",
-    "https://shop.example:80:443/", "https://shop.example#@127.0.0.1:22/", "https://[::1]@shop.example/",
+    "https://shop.example:80:443/", "https://[::1]@shop.example/",
     "https://*.example/", "https://shop.example,evil/", "https://shop'example/",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("url", [u for u in HOSTILE if "#@" not in u])
+@pytest.mark.parametrize("url", HOSTILE)
 def test_a_hostile_url_is_refused(url: str) -> None:
     """Schemes, ports, user names, odd spellings of addresses, broken names, splitting tricks."""
     with pytest.raises(UrlRefused):

@@ -35,7 +35,8 @@ def write_folder(folder: Path, config: dict[str, Any], seed: int = 3) -> Path:
     expected = reference_network.compute(config, inputs, module1, module4)
     (folder / "config.json").write_text(json.dumps(config))
     np.savez(folder / "inputs.npz", **inputs)
-    np.savez(folder / "expected.npz", **{k: v.astype(np.float32) for k, v in expected.items()})
+    arrays: dict[str, Any] = {k: v.astype(np.float32) for k, v in expected.items()}
+    np.savez(folder / "expected.npz", **arrays)
     for name, weights in (("module1", module1), ("module4", module4)):
         save_file({k: torch.tensor(v, dtype=torch.float32) for k, v in weights.items()}, folder / f"{name}.safetensors")
     return folder
@@ -120,7 +121,7 @@ def test_encoder_pkl_leaves_self_attention_at_its_start(tmp_path: Path) -> None:
     assert checkpoint.kind == "encoder"
     assert torch.equal(model.encoder.self_attention.query.weight, before)
     assert torch.equal(
-        model.encoder.text.backbone.embeddings.word_embeddings.weight,
+        model.state_dict()["encoder.text.backbone.embeddings.word_embeddings.weight"],
         names["txt_encoder.features.embeddings.word_embeddings.weight"],
     )
 

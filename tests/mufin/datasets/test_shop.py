@@ -13,7 +13,7 @@ from PIL import Image
 
 from mufin.catalogue import read_catalogue
 from mufin.datasets.shop import CEILINGS_FILE, build_shop, main
-from mufin.datasets.shop_pictures import SIDE_PIXELS, draw_picture
+from mufin.datasets.shop_pictures import PAINTS, SIDE_PIXELS, draw_picture
 from mufin.datasets.shop_products import (
     COLOUR,
     COLOURS,
@@ -166,9 +166,7 @@ def test_equal_attributes_give_other_pictures_each_time() -> None:
 @pytest.mark.parametrize("pattern", range(len(PATTERNS)))
 def test_the_colour_of_a_picture_can_be_told(pattern: int, shape: int) -> None:
     """The most saturated tenth of the pixels is nearest to the picture's own paint, for every pattern and shape."""
-    from mufin.datasets.shop_pictures import _RGB
-
-    paints = np.array([_RGB[name] for name in COLOURS])
+    paints = np.array([PAINTS[name] for name in COLOURS])
     for colour in range(len(COLOURS)):
         content = draw_picture(colour, pattern, shape, 0, np.random.default_rng(colour))
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int64).reshape(-1, 3)

@@ -1,0 +1,144 @@
+"""mufin-serve: settings from environment and flags, the server around the app, signals to a clean end.
+
+Knows no requests. uvicorn alone would close its listener on SIGTERM; in Kubernetes requests go on arriving for
+some seconds then, so this server goes on accepting while it drains (serving.md, Defaults).
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app, lifecycle_of
+from service.bundles import Model, OpenModel, Verify, open_from_disk
+from service.errors import SettingsError
+from service.lifecycle import Phase
+from service.settings import Settings
+from service.telemetry import configure_logging, get_logger
+
+
+class DrainingServer(uvicorn.Server):
+    """Goes on accepting for a while after SIGTERM; a second signal, or SIGINT, ends that while."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle_of(app)
+        self._drain_seconds = drain_seconds
+        self._drained_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First SIGTERM: readiness false at once, the listener stays. Anything else: finish and go."""
+        first = self._drained_at is None
+        self._lifecycle.drain()
+        if sig == signal.SIGTERM and first:
+            self._drained_at = time.monotonic() + self._drain_seconds
+            return
+        self._drained_at = time.monotonic()
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Asked ten times a second whether to end."""
+        if self._lifecycle.phase is Phase.FAILED:
+            self.should_exit = True
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled and not raised again: a drained process has ended well."""
+        with super().capture_signals():
+            try:
+                yield
+            finally:
+                self._captured_signals.clear()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, let what is under way finish."""
+        self._lifecycle.drain()
+        await super().shutdown(sockets)
+
+
+def _then_freeze(open_model: OpenModel) -> OpenModel:
+    """What the start leaves in memory stays there: full collections, which stop all requests, need not look at it."""
+
+    def open_and_freeze(folder: Path, verify: Verify, intra_op_threads: int) -> Model:
+        model = open_model(folder, verify, intra_op_threads)
+        gc.collect()
+        gc.freeze()
+        return model
+
+    return open_and_freeze
+
+
+def serve(settings: Settings, open_model: OpenModel = open_from_disk) -> int:
+    """Serve until a signal; returns the exit code: 0 after a clean end, 1 when the start failed."""
+    configure_logging(settings.log_level)
+    try:
+        app = create_app(settings, _then_freeze(open_model))
+        sockets = [_listen(settings.host, port) for port in (settings.port, settings.admin_port) if port is not None]
+    except SettingsError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"cannot listen on {settings.host}: {error.strerror}; choose another host, port or admin_port")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.finish_seconds,
+    )
+    server = DrainingServer(config, app, settings.drain_seconds)
+    address = sockets[0].getsockname()
+    get_logger().info("listening", host=address[0], port=address[1], admin_port=settings.admin_port)
+    server.run(sockets=sockets)
+    lifecycle = lifecycle_of(app)
+    return _refuse(lifecycle.failure) if lifecycle.failure else 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _refuse(reason: str) -> int:
+    print(f"mufin-serve: {reason}", file=sys.stderr)
+    return 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script: every setting from the environment or as a flag."""
+    try:
+        settings = Settings(_cli_parse_args=list(sys.argv[1:] if arguments is None else arguments))
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors())
+        return _refuse("; ".join(faults))
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

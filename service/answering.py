@@ -1,0 +1,199 @@
+"""An HTTP request to a recommender and its outcome to an HTTP answer: key, body, deadline, hang-ups, telemetry.
+
+Knows no models; the only place where a request's outcome is recorded, once, at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.bundles import Endpoint
+from service.errors import (
+    ClientGone,
+    DeadlinePassed,
+    Fault,
+    InvalidRequest,
+    ServiceError,
+    Shed,
+    reply_to,
+)
+from service.parsing import parse, parse_batch, parse_item
+from service.parts import Parts
+from service.problems import problem_values
+from service.recommender import Deadline, Outcome, Recommender
+from service.schemas import RecommendRequest
+from service.security import Scope, read_body, require_json
+from service.telemetry import get_logger
+
+Out = TypeVar("Out")
+
+
+class Answering:
+    """Answers the two endpoints and their batches."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._in_flight = 0
+        parts.metrics.requests_in_flight.set_function(lambda: self._in_flight)
+
+    def check_key(self, request: Request, scope: Scope) -> None:
+        """Raises Unauthenticated, Forbidden. Notes the caller's name for the log line."""
+        headers = request.headers
+        caller = self._parts.keys.check(headers.get("authorization"), headers.get("x-api-key"), scope)
+        if caller is not None:
+            _log_facts(request)["caller"] = caller
+
+    async def one(self, request: Request, endpoint: Endpoint) -> Response:
+        """POST /recommend, POST /bid-queries."""
+        settings = self._parts.settings
+        deadline = self._deadline(request, settings.deadline_milliseconds)
+        with self._counted():
+            self.check_key(request, endpoint)
+            recommender = self._parts.recommender(endpoint)
+            wanted = parse(RecommendRequest, await self._body(request, deadline))
+            outcome = await _until_hung_up(request, recommender.recommend(wanted, deadline))
+        self._record(outcome)
+        facts = _log_facts(request)
+        facts.update(stage=outcome.answer["stage"], results=len(outcome.answer["results"]))
+        if outcome.degraded:
+            facts["degraded"] = outcome.degraded
+        return _json(outcome.answer)
+
+    async def batch(self, request: Request, endpoint: Endpoint) -> Response:
+        """POST /recommend/batch, POST /bid-queries/batch: item by item."""
+        settings = self._parts.settings
+        deadline = self._deadline(request, settings.max_deadline_milliseconds)
+        with self._counted():
+            self.check_key(request, endpoint)
+            recommender = self._parts.recommender(endpoint)
+            items = parse_batch(await self._body(request, deadline), settings.max_batch_products)
+            wanted = [_parsed(item) for item in items]
+            images = sum(len(own.product.images) for own in wanted if isinstance(own, RecommendRequest))
+            if images > settings.max_batch_images:
+                detail = f"{images} images in all items, allowed are {settings.max_batch_images}"
+                raise InvalidRequest("the batch has too many images", [Fault("/items", "too_many_images", detail)])
+            request_id = request.state.request_id
+            work = asyncio.gather(*(self._item(recommender, own, deadline, request_id) for own in wanted))
+            answers = await _until_hung_up(request, _awaited(work))
+        _log_facts(request).update(items=len(answers), failed=sum(own["status"] != 200 for own in answers))
+        return _json({"items": answers})
+
+    async def _item(
+        self, recommender: Recommender, wanted: RecommendRequest | InvalidRequest, deadline: Deadline, request_id: str
+    ) -> dict[str, Any]:
+        """One item's answer or problem: a bad product never fails its neighbours."""
+        try:
+            if isinstance(wanted, InvalidRequest):
+                raise wanted
+            outcome = await recommender.recommend(wanted, deadline)
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                get_logger().error("defect", request_id=request_id, exc_info=error)
+            self.note_refusal(error)
+            return {"status": reply_to(error).status, "problem": problem_values(error, request_id)}
+        self._record(outcome)
+        return {"status": 200, "answer": outcome.answer}
+
+    def note_refusal(self, error: Exception) -> None:
+        """Count what was shed."""
+        if isinstance(error, Shed):
+            self._parts.metrics.shed.labels(error.reason).inc()
+
+    def _record(self, outcome: Outcome) -> None:
+        metrics = self._parts.metrics
+        for step, seconds in outcome.timings.seconds.items():
+            metrics.stage_seconds.labels(step).observe(seconds)
+        for image_outcome in outcome.image_outcomes:
+            metrics.image_fetches.labels(image_outcome).inc()
+        for kind, lookup in outcome.lookups:
+            metrics.cache_requests.labels(kind, lookup).inc()
+        for reason in outcome.degraded:
+            metrics.degraded.labels(reason).inc()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        most = self._parts.settings.max_requests_in_flight
+        if self._in_flight >= most:
+            raise Shed("too_many_requests", f"{self._in_flight} requests are being answered, {most} are allowed")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _deadline(self, request: Request, milliseconds: int) -> Deadline:
+        text = request.headers.get("x-request-timeout-ms")
+        if text is not None:
+            if not text.isascii() or not text.isdigit() or int(text[:10]) == 0:
+                detail = "X-Request-Timeout-Ms must be a whole number of milliseconds above 0"
+                fault = Fault("", "invalid_header", detail)
+                raise InvalidRequest("a header is invalid", [fault])
+            milliseconds = min(int(text[:10]), self._parts.settings.max_deadline_milliseconds)
+        return Deadline.after(milliseconds / 1000)
+
+    async def _body(self, request: Request, deadline: Deadline) -> bytes:
+        headers = request.headers
+        require_json(headers.get("content-type"), headers.get("content-encoding"))
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await read_body(
+                    _stream(request), headers.get("content-length"), self._parts.settings.max_body_bytes
+                )
+        except TimeoutError as error:
+            raise DeadlinePassed("the body did not arrive within the deadline") from error
+
+
+async def _stream(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise ClientGone("the client hung up") from error
+
+
+async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Out:
+    """The work's result; when nobody waits for it any more it is cancelled. Raises ClientGone."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the client hung up")
+        return task.result()
+    finally:
+        watcher.cancel()
+        task.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Ends when the client does. The body has been read, so nothing else can arrive."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _awaited(work: asyncio.Future[list[Out]]) -> list[Out]:
+    return await work
+
+
+def _parsed(item: Any) -> RecommendRequest | InvalidRequest:
+    try:
+        return parse_item(RecommendRequest, item)
+    except InvalidRequest as error:
+        return error.with_traceback(None)
+
+
+def _json(values: dict[str, Any]) -> Response:
+    # NaN or infinity in metadata would be written as null; anything else unknown is a defect and raises.
+    return Response(orjson.dumps(values), media_type="application/json")
+
+
+def _log_facts(request: Request) -> dict[str, Any]:
+    facts: dict[str, Any] = request.scope["state"].setdefault("log", {})
+    return facts

@@ -1,0 +1,139 @@
+"""Ranked labels to the answer that goes over the wire.
+
+Knows no queue and no network; plain values out, ready for orjson (performance.md, HTTP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mufin.inputs import FloatArray, Int64Array, normalise_title
+from mufin.predictor import LabelStore, Ranking, Shortlist
+from mufin.scoring import ScoreSpec
+
+StageName = Literal["reranked", "shortlist"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Labels in order, reranked or not."""
+
+    stage: StageName
+    labels: Int64Array
+    scores: FloatArray
+    """fused; of a shortlist, its own scores"""
+    shortlist_scores: FloatArray
+    classifier_scores: FloatArray | None
+    probabilities: FloatArray | None
+
+    @classmethod
+    def of_ranking(cls, ranking: Ranking) -> Ranked:
+        """All scores are there."""
+        return cls(
+            "reranked",
+            ranking.labels,
+            ranking.scores,
+            ranking.shortlist_scores,
+            ranking.classifier_scores,
+            ranking.probabilities,
+        )
+
+    @classmethod
+    def of_shortlist(cls, shortlist: Shortlist) -> Ranked:
+        """The deadline cut reranking."""
+        return cls("shortlist", shortlist.labels, shortlist.scores, shortlist.scores, None, None)
+
+    def take(self, positions: Int64Array) -> Ranked:
+        """Some of the labels, in the order of ``positions``."""
+        return Ranked(
+            self.stage,
+            self.labels[positions],
+            self.scores[positions],
+            self.shortlist_scores[positions],
+            None if self.classifier_scores is None else self.classifier_scores[positions],
+            None if self.probabilities is None else self.probabilities[positions],
+        )
+
+    def probable(self, min_probability: float) -> Ranked:
+        """Without the labels that are less probable; a shortlist has no probabilities and stays whole."""
+        if self.probabilities is None or min_probability <= 0:
+            return self
+        return self.take(np.flatnonzero(self.probabilities >= min_probability))
+
+    def distinct(self, store: LabelStore, wanted: int | None) -> Ranked:
+        """The best of each group of labels with the same words (bid queries); stops at ``wanted`` of them."""
+        return self.take(np.fromiter(_first_of_each(store, self.labels, wanted), dtype=np.int64))
+
+
+def _first_of_each(store: LabelStore, labels: Int64Array, wanted: int | None) -> Iterator[int]:
+    seen: set[tuple[str, ...]] = set()
+    for position, index in enumerate(labels):
+        words = tuple(sorted(normalise_title(store.label(int(index)).title).casefold().split()))
+        if words and words in seen:
+            continue
+        seen.add(words)
+        yield position
+        if wanted is not None and len(seen) >= wanted:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What the rows of an explanation are."""
+
+    product: tuple[str, ...]
+    """"image 0", "image 2", "title" """
+
+
+def results(
+    ranked: Ranked, store: LabelStore, spec: ScoreSpec, slots: Slots | None, attention: Sequence[FloatArray] | None
+) -> list[dict[str, Any]]:
+    """The answer's results; ``slots`` is given when an explanation is asked for."""
+    rows: list[dict[str, Any]] = []
+    for row, index in enumerate(ranked.labels):
+        label = store.label(int(index))
+        classifier = None if ranked.classifier_scores is None else float(ranked.classifier_scores[row])
+        entry: dict[str, Any] = {
+            "id": label.id,
+            "title": label.title,
+            "images": list(label.images),
+            "score": float(ranked.scores[row]),
+            "probability": None if ranked.probabilities is None else float(ranked.probabilities[row]),
+            "shortlist_score": float(ranked.shortlist_scores[row]),
+            "classifier_score": classifier,
+            "label_source": label.source,
+            "metadata": dict(label.metadata),
+        }
+        if slots is not None:
+            weights = None if attention is None else attention[row]
+            names = [] if weights is None else _label_slots(*store.bag_layout(int(index)))
+            entry["explanation"] = _explanation(slots, names, weights, classifier, entry["shortlist_score"], spec)
+        rows.append(entry)
+    return rows
+
+
+def _explanation(
+    slots: Slots,
+    label_slots: list[str],
+    weights: FloatArray | None,
+    classifier: float | None,
+    shortlist: float,
+    spec: ScoreSpec,
+) -> dict[str, Any]:
+    alpha = spec.fusion_weight
+    return {
+        "attention": None if weights is None else [[float(weight) for weight in row] for row in weights],
+        "product_slots": list(slots.product),
+        "label_slots": label_slots,
+        "classifier_part": None if classifier is None else alpha * classifier,
+        "shortlist_part": shortlist if classifier is None else (1 - alpha) * shortlist,
+    }
+
+
+def _label_slots(images: int, has_title: bool) -> list[str]:
+    """Images first, the title last, as labels are laid out in a bundle."""
+    return [f"image {position}" for position in range(images)] + (["title"] if has_title else [])

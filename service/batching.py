@@ -1,0 +1,194 @@
+"""Single awaits to batched calls: one bounded queue, the worker threads behind it.
+
+Knows no models: a stage is a name, a function from many items to as many results, and a batch size.
+A lone item never waits for company: a batch is what waits at the moment a worker is free.
+Source: text-embeddings-inference queue.rs; style.md 14.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from service.errors import NotReady, Shed
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+ObserveBatch = Callable[[str, int, float], None]
+"""Told of every batch: stage, items, seconds."""
+
+_AVERAGE_KEEPS = 0.9
+_STOPPED = "the service is stopping"
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[In, Out]):
+    item: In
+    answer: asyncio.Future[Out]
+    taken: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Stage(Generic[In, Out]):
+    """One kind of work; made by ``BatchQueue.stage``."""
+
+    name: str
+    run: Callable[[Sequence[In]], Sequence[Out]]
+    """Called on a worker thread with 1..max_batch items; answers in their order."""
+    max_batch: int
+    bounded: bool
+    """Whether items are refused when the queue is full; later steps of an accepted request are not."""
+    waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
+    seconds_per_item: float = 0.0
+    """Moving average; 0 before the first batch."""
+
+
+class BatchQueue:
+    """The queue and its workers; lives in one event loop."""
+
+    def __init__(self, workers: int, max_waiting_items: int, observe: ObserveBatch | None = None) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mufin-model")
+        self._workers = workers
+        self._max_waiting_items = max_waiting_items
+        self._observe = observe
+        self._stages: list[Stage[Any, Any]] = []
+        self._running: dict[asyncio.Future[Any], float] = {}
+        self._waiting_items = 0
+        self._stopped = False
+
+    def stage(
+        self, name: str, run: Callable[[Sequence[In]], Sequence[Out]], max_batch: int, *, bounded: bool = True
+    ) -> Stage[In, Out]:
+        """A new kind of work. Later ones go first: what finishes a request before what begins one."""
+        stage = Stage(name, run, max_batch, bounded)
+        self._stages.insert(0, stage)
+        return stage
+
+    def retire(self, stages: Sequence[Stage[Any, Any]]) -> None:
+        """Forget stages that nothing waits in."""
+        self._stages = [stage for stage in self._stages if stage not in stages or stage.waiting]
+
+    @property
+    def waiting_items(self) -> int:
+        """Items that no worker has taken yet."""
+        return self._waiting_items
+
+    @property
+    def longest_running_seconds(self) -> float:
+        """Age of the oldest batch a worker is busy with; 0 when all are free."""
+        return time.monotonic() - min(self._running.values()) if self._running else 0.0
+
+    def estimated_wait_seconds(self) -> float:
+        """How long a new item would wait, by the moving averages."""
+        return sum(len(stage.waiting) * stage.seconds_per_item for stage in self._stages) / self._workers
+
+    def admit(self, items: int, remaining_seconds: float) -> None:
+        """Refuse a request early. Raises Shed when its items do not fit or would wait past the deadline."""
+        wait = self.estimated_wait_seconds()
+        retry_after = max(1, math.ceil(wait))
+        if self._waiting_items and self._waiting_items + items > self._max_waiting_items:
+            detail = f"{self._waiting_items} items are waiting, {self._max_waiting_items} are allowed"
+            raise Shed("queue_full", detail, retry_after)
+        if wait > remaining_seconds:
+            detail = f"the wait is about {wait:.1f} s, the request allows {remaining_seconds:.1f} s"
+            raise Shed("wait_too_long", detail, retry_after)
+
+    async def submit(self, stage: Stage[In, Out], item: In) -> Out:
+        """One item's result. Cancelling the caller takes the item out. Raises Shed, NotReady, what ``run`` raised."""
+        if self._stopped:
+            raise NotReady(_STOPPED)
+        if stage.bounded and self._waiting_items >= self._max_waiting_items:
+            detail = f"{self._waiting_items} items are waiting, {self._max_waiting_items} are allowed"
+            raise Shed("queue_full", detail, max(1, math.ceil(self.estimated_wait_seconds())))
+        waiting = _Waiting[In, Out](item, asyncio.get_running_loop().create_future())
+        stage.waiting.append(waiting)
+        self._waiting_items += 1
+        self._start_batches()
+        try:
+            return await waiting.answer
+        finally:
+            if not waiting.taken:
+                stage.waiting.remove(waiting)
+                self._taken(waiting)
+
+    async def aclose(self, grace_seconds: float = 0.0) -> None:
+        """Take no more, let running batches end within the grace, answer whoever is left with NotReady."""
+        self._stopped = True
+        for stage in self._stages:
+            for waiting in stage.waiting:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(NotReady(_STOPPED))
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace_seconds)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start_batches(self) -> None:
+        while len(self._running) < self._workers and not self._stopped:
+            stage = next((stage for stage in self._stages if stage.waiting), None)
+            if stage is None:
+                return
+            batch = [stage.waiting.popleft() for _ in range(min(stage.max_batch, len(stage.waiting)))]
+            for waiting in batch:
+                self._taken(waiting)
+            batch = [waiting for waiting in batch if not waiting.answer.done()]
+            if batch:
+                self._start(stage, batch)
+
+    def _taken(self, waiting: _Waiting[Any, Any]) -> None:
+        waiting.taken = True
+        self._waiting_items -= 1
+
+    def _start(self, stage: Stage[In, Out], batch: Sequence[_Waiting[In, Out]]) -> None:
+        began = time.monotonic()
+
+        def finish(done: asyncio.Future[list[Out | Exception]]) -> None:
+            del self._running[done]
+            seconds = time.monotonic() - began
+            kept = _AVERAGE_KEEPS if stage.seconds_per_item else 0.0
+            stage.seconds_per_item = kept * stage.seconds_per_item + (1 - kept) * seconds / len(batch)
+            if self._observe is not None:
+                self._observe(stage.name, len(batch), seconds)
+            _answer(batch, done)
+            self._start_batches()
+
+        items = [waiting.item for waiting in batch]
+        running = asyncio.get_running_loop().run_in_executor(self._pool, run_batch, stage.run, items)
+        self._running[running] = began
+        running.add_done_callback(finish)
+
+
+def run_batch(run: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:
+    """A result or an exception for each item: when a batch fails, its items are tried one by one, once."""
+    try:
+        results = list(run(items))
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(items)} items went in, {len(results)} results came out")
+        return [*results]
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    return [outcome for item in items for outcome in run_batch(run, [item])]
+
+
+def _answer(batch: Sequence[_Waiting[In, Out]], done: asyncio.Future[list[Out | Exception]]) -> None:
+    """Every waiter gets an answer, whatever became of the batch."""
+    outcomes: Sequence[Out | BaseException]
+    if done.cancelled():
+        outcomes = [NotReady(_STOPPED)] * len(batch)
+    else:
+        failure = done.exception()
+        outcomes = done.result() if failure is None else [failure] * len(batch)
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(outcome, BaseException):
+            waiting.answer.set_exception(outcome)
+        else:
+            waiting.answer.set_result(outcome)

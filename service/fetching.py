@@ -1,0 +1,240 @@
+"""A picture's URL to its bytes, safely: the nine points of serving.md, "Fetching an image safely".
+
+Knows no cache, no decoding and no request; answers bytes or a PictureError with a coarse code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import certifi
+import httpcore
+
+from service.breaker import Breaker, BreakerGroup
+from service.dialling import PublicBackend, Resolve, resolve_name
+from service.errors import PictureError
+from service.picture_urls import PictureUrl, UrlPolicy, UrlRefused, check_url, redirect_url
+
+MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HOST_FAILURES, _HOST_REST_SECONDS = 5, 30.0
+_SPEED_GRACE_SECONDS = 0.5
+_SLOW_SECONDS = 0.5
+_MAGIC_BYTES = 12
+_ETAG = re.compile(rb'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """How long and how much."""
+
+    connect_seconds: float = 1.0
+    first_byte_seconds: float = 1.5
+    total_seconds: float = 2.5
+    min_bytes_per_second: int = 8192
+    max_bytes: int = 8 << 20
+    max_fetches: int = 64
+    max_fetches_per_host: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came back for a URL."""
+
+    content: bytes | None
+    """None: not changed since the ETag that was sent."""
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """One answer of a server: content, or where to go on."""
+
+    fetched: Fetched | None = None
+    location: str | None = None
+
+
+class Fetcher:
+    """Fetches pictures; shared by all requests of one event loop."""
+
+    def __init__(self, policy: UrlPolicy, limits: FetchLimits, resolve: Resolve = resolve_name) -> None:
+        self._policy = policy
+        self._limits = limits
+        self._breakers = BreakerGroup(_HOST_FAILURES, _HOST_REST_SECONDS)
+        self._slots = asyncio.Semaphore(limits.max_fetches)
+        self._host_slots: OrderedDict[str, tuple[asyncio.Semaphore, int]] = OrderedDict()
+        tls = ssl.create_default_context(cafile=certifi.where())
+        # Two pools: a connection to a trusted origin is never handed to a request that must not have it.
+        self._public = self._pool(tls, PublicBackend(policy.is_public, resolve))
+        self._trusted = self._pool(tls, httpcore.AnyIOBackend())
+
+    def _pool(self, tls: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend) -> httpcore.AsyncConnectionPool:
+        return httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            max_connections=self._limits.max_fetches,
+            max_keepalive_connections=self._limits.max_fetches // 2,
+            keepalive_expiry=5.0,
+            network_backend=backend,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept."""
+        await self._public.aclose()
+        await self._trusted.aclose()
+
+    async def fetch(self, text: str, etag: str | None = None) -> Fetched:
+        """Bytes of the picture behind a URL. Raises PictureError.
+
+        ``etag``: what an earlier answer gave; the content may then come back as None.
+        """
+        try:
+            url = check_url(text, self._policy)
+        except UrlRefused as error:
+            raise PictureError("image_url_refused", str(error)) from error
+        breaker = self._breakers.of(url.origin)
+        if not breaker.allow():
+            raise PictureError("image_unreachable", "the image could not be fetched")
+        async with self._slots, self._host_slot(url.origin):
+            return await self._judged(url, etag, breaker)
+
+    async def _judged(self, url: PictureUrl, etag: str | None, breaker: Breaker) -> Fetched:
+        """Follow a URL and tell the host's breaker how it went."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limits.total_seconds):
+                fetched = await self._follow(url, etag)
+        except asyncio.CancelledError:
+            # Requests that give up on a host before its own limits do must count, or it would never be left alone.
+            if time.monotonic() - began > _SLOW_SECONDS:
+                breaker.failed()
+            raise
+        except TimeoutError as error:
+            breaker.failed()
+            raise PictureError("image_timeout", "the image did not come in time") from error
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, zlib.error, OSError) as error:
+            breaker.failed()
+            # One code for every failure of the network: callers must not learn what lies behind it.
+            raise PictureError("image_unreachable", "the image could not be fetched") from error
+        except PictureError:
+            # The host answered; that the picture is bad says nothing against the host.
+            breaker.succeeded()
+            raise
+        breaker.succeeded()
+        return fetched
+
+    async def _follow(self, url: PictureUrl, etag: str | None) -> Fetched:
+        for _ in range(MAX_REDIRECTS + 1):
+            hop = await self._hop(url, etag)
+            if hop.fetched is not None:
+                return hop.fetched
+            try:
+                url = redirect_url(url, hop.location or "", self._policy)
+            except UrlRefused as error:
+                raise PictureError("image_unreachable", "the image could not be fetched") from error
+        raise PictureError("image_unreachable", "the image could not be fetched")
+
+    async def _hop(self, url: PictureUrl, etag: str | None) -> _Hop:
+        """One request; a connection that cannot be made is tried once more, nothing else is."""
+        try:
+            return await self._request(url, etag)
+        except httpcore.ConnectError:
+            return await self._request(url, etag)
+
+    async def _request(self, url: PictureUrl, etag: str | None) -> _Hop:
+        limits = self._limits
+        timeouts = {
+            "connect": limits.connect_seconds,
+            "read": limits.first_byte_seconds,
+            "write": limits.first_byte_seconds,
+            "pool": limits.total_seconds,
+        }
+        headers = [
+            ("Host", url.origin.partition("://")[2]),
+            ("User-Agent", "mufin"),
+            ("Accept", "image/jpeg, image/png, image/webp"),
+            ("Accept-Encoding", "identity"),
+        ]
+        if etag is not None:
+            headers.append(("If-None-Match", etag))
+        pool = self._trusted if url.trusted else self._public
+        async with pool.stream("GET", str(url), headers=headers, extensions={"timeout": timeouts}) as response:
+            return await self._read(response, etag)
+
+    async def _read(self, response: httpcore.Response, etag: str | None) -> _Hop:
+        headers = {name.lower(): value for name, value in response.headers}
+        if response.status in _REDIRECTS:
+            return _Hop(location=headers.get(b"location", b"").decode("latin-1"))
+        if response.status == 304 and etag is not None:
+            return _Hop(Fetched(None, etag))
+        if response.status != 200:
+            raise PictureError("image_unreachable", "the image could not be fetched")
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._limits.max_bytes:
+            raise self._too_large()
+        body = _decoded(response.aiter_stream(), headers.get(b"content-encoding", b""), self._limits.max_bytes)
+        tag = headers.get(b"etag", b"")
+        return _Hop(Fetched(await self._collect(body), tag.decode("ascii") if _ETAG.fullmatch(tag) else None))
+
+    async def _collect(self, body: AsyncIterator[bytes]) -> bytes:
+        content = bytearray()
+        began = time.monotonic()
+        judged = False
+        async for chunk in body:
+            content += chunk
+            if len(content) > self._limits.max_bytes:
+                raise self._too_large()
+            if not judged and len(content) >= _MAGIC_BYTES:
+                require_image(content)
+                judged = True
+            waited = time.monotonic() - began
+            if waited > _SPEED_GRACE_SECONDS and len(content) < self._limits.min_bytes_per_second * waited:
+                raise TimeoutError
+        require_image(content)
+        return bytes(content)
+
+    def _too_large(self) -> PictureError:
+        return PictureError("image_too_large", f"the image has more than {self._limits.max_bytes} bytes")
+
+    @asynccontextmanager
+    async def _host_slot(self, origin: str) -> AsyncIterator[None]:
+        slots, users = self._host_slots.get(origin, (asyncio.Semaphore(self._limits.max_fetches_per_host), 0))
+        self._host_slots[origin] = (slots, users + 1)
+        try:
+            async with slots:
+                yield
+        finally:
+            slots, users = self._host_slots.pop(origin)
+            if users > 1:
+                self._host_slots[origin] = (slots, users - 1)
+
+
+def require_image(content: bytes | bytearray) -> None:
+    """The type by its first bytes, whatever the server called it. Raises PictureError."""
+    jpeg = content.startswith(b"\xff\xd8\xff")
+    png = content.startswith(b"\x89PNG\r\n\x1a\n")
+    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    if not (jpeg or png or webp):
+        raise PictureError("not_an_image", "the content is no JPEG, PNG or WebP image")
+
+
+async def _decoded(stream: AsyncIterator[bytes], encoding: bytes, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body without its content encoding; a bomb is unpacked no further than one byte over the limit."""
+    encoding = encoding.strip().lower()
+    if encoding in (b"", b"identity"):
+        async for chunk in stream:
+            yield chunk
+        return
+    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+        raise PictureError("image_unreachable", "the image could not be fetched")
+    # 47: zlib or gzip, told apart by their headers.
+    unpacker = zlib.decompressobj(47)
+    async for chunk in stream:
+        yield unpacker.decompress(chunk, max_bytes + 1)

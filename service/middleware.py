@@ -1,0 +1,101 @@
+"""Around every request: its id, its log line, its metrics, the answer to a defect, Connection: close when draining.
+
+Knows no endpoint; plain ASGI, so that it costs microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.lifecycle import Lifecycle, Phase
+from service.problems import problem_response, status_response
+from service.telemetry import Metrics, get_logger
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ADMIN_PATHS = frozenset({"/metrics", "/bundles"})
+_PROBES = frozenset({"/livez", "/readyz", "/startupz"})
+
+
+class RequestMiddleware:
+    """The outermost layer that is ours."""
+
+    def __init__(
+        self, app: ASGIApp, *, lifecycle: Lifecycle, metrics: Metrics, routes: list[Route], admin_port: int | None
+    ) -> None:
+        self._app, self._lifecycle, self._metrics = app, lifecycle, metrics
+        self._routes, self._admin_port = routes, admin_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self._lifecycle.phase is not Phase.READY and self._lifecycle.started:
+                    # The peer must go elsewhere with its next request: this listener is about to close.
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            if self._is_on_wrong_port(scope):
+                await status_response(404, "not on this port", request_id)(scope, receive, send_marked)
+            else:
+                await self._app(scope, receive, send_marked)
+        except Exception as error:
+            get_logger().error("defect", request_id=request_id, exc_info=error)
+            if status == 0:
+                await problem_response(error, request_id)(scope, receive, send_marked)
+        finally:
+            self._record(scope, request_id, status or 499, time.perf_counter() - began)
+
+    def _is_on_wrong_port(self, scope: Scope) -> bool:
+        server = scope.get("server")
+        if self._admin_port is None or server is None or scope["path"] in _PROBES:
+            return False
+        return bool((server[1] == self._admin_port) != (scope["path"] in ADMIN_PATHS))
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = self._route(scope)
+        self._metrics.request_seconds.labels(route, str(status)).observe(seconds)
+        log = get_logger()
+        say = log.debug if route in _PROBES or route == "/metrics" else log.info
+        facts = scope["state"].get("log", {})
+        say(
+            "request",
+            request_id=request_id,
+            method=scope["method"],
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 2),
+            **facts,
+        )
+
+    def _route(self, scope: Scope) -> str:
+        """The route's own path: a caller must not be able to make up metric labels."""
+        for route in self._routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return "other"
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's id when it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return str(text)
+    return secrets.token_hex(8)

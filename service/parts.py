@@ -1,0 +1,159 @@
+"""The parts of the service, built from settings and joined: queue, cache, fetcher, decoder, recommenders.
+
+Knows no HTTP; whoever answers requests asks for the recommender of an endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mufin.inputs import ImageLimits
+from service.batching import BatchQueue
+from service.bundles import Endpoint, OpenBundle, OpenModel, open_bundles
+from service.cache import Cache, LayeredCache, MemoryCache
+from service.cores import usable_cores
+from service.decoding import Decoder
+from service.errors import NoBundle, NotReady
+from service.fetching import Fetcher, FetchLimits
+from service.lifecycle import Lifecycle
+from service.picture_urls import UrlPolicy
+from service.ranking import Ranker
+from service.recommender import Recommender
+from service.redis_client import RedisClient
+from service.security import KeyRing, read_keys
+from service.settings import Settings
+from service.shared_cache import RedisCache
+from service.telemetry import Metrics
+from service.vectors import VectorLimits, Vectors
+
+
+@dataclass
+class Parts:
+    """Everything that requests share. Make it with ``build``."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    metrics: Metrics
+    keys: KeyRing
+    queue: BatchQueue
+    cache: Cache
+    fetcher: Fetcher
+    decoder: Decoder
+    recommenders: dict[Endpoint, Recommender] = field(default_factory=dict)
+
+    def folders(self) -> dict[Endpoint, Path]:
+        """The bundle folder of every endpoint that has one."""
+        wanted: dict[Endpoint, Path | None] = {
+            "recommend": self.settings.recommend_bundle,
+            "bid-queries": self.settings.bid_queries_bundle,
+        }
+        return {endpoint: folder for endpoint, folder in wanted.items() if folder is not None}
+
+    def recommender(self, endpoint: Endpoint) -> Recommender:
+        """Raises NotReady before the bundles are open, NoBundle for an endpoint without one."""
+        if endpoint not in self.folders():
+            raise NoBundle(f"nothing is served behind /{endpoint}")
+        if not self.lifecycle.answers:
+            raise NotReady(f"the service is {self.lifecycle.phase.value}")
+        return self.recommenders[endpoint]
+
+    def open_bundles(self) -> list[OpenBundle]:
+        """What is served now."""
+        return [recommender.bundle for recommender in self.recommenders.values()]
+
+    async def open(self, open_model: OpenModel) -> None:
+        """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""
+        settings = self.settings
+        bundles = await open_bundles(self.folders(), settings.verify_bundles, settings.intra_op_threads, open_model)
+        vectors: dict[int, Vectors] = {}
+        for bundle in bundles:
+            model = bundle.model
+            if id(model) not in vectors:
+                vectors[id(model)] = Vectors(
+                    model, self.queue, self.cache, self.fetcher, self.decoder, _vector_limits(settings)
+                )
+            self.recommenders[bundle.endpoint] = Recommender(
+                bundle,
+                self.queue,
+                vectors[id(model)],
+                Ranker(model, self.queue, settings.max_rank_batch),
+                image_reserve_seconds=settings.image_reserve_milliseconds / 1000,
+                distinct_words=bundle.endpoint == "bid-queries",
+            )
+            self.metrics.bundle_info.labels(bundle.endpoint, model.name, model.bundle_id, model.encoder_id).set(1)
+        self.lifecycle.ready()
+
+    async def aclose(self) -> None:
+        """Answer whoever is left, then let go of threads and connections."""
+        self.lifecycle.stop()
+        await self.queue.aclose(grace_seconds=1.0)
+        self.decoder.close()
+        await asyncio.gather(self.fetcher.aclose(), self.cache.aclose(), return_exceptions=True)
+
+
+def build(settings: Settings) -> Parts:
+    """The parts, before any bundle is open. Raises SettingsError."""
+    metrics, lifecycle = Metrics(), Lifecycle()
+    threads = settings.worker_threads or max(1, usable_cores() // settings.intra_op_threads)
+    queue = BatchQueue(threads, settings.max_waiting_items, metrics.observe_batch)
+    near = MemoryCache(settings.cache_bytes)
+    metrics.queue_items.set_function(lambda: queue.waiting_items)
+    metrics.cache_bytes.set_function(lambda: near.used_bytes)
+    metrics.ready.set_function(lambda: float(lifecycle.phase.value == "ready"))
+    return Parts(
+        settings=settings,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        keys=read_keys(settings.read_api_keys()),
+        queue=queue,
+        cache=_with_shared(near, settings),
+        fetcher=Fetcher(_url_policy(settings), _fetch_limits(settings)),
+        decoder=Decoder(
+            settings.decode_threads or threads,
+            settings.decode_budget_pixels,
+            ImageLimits(max_pixels=settings.max_image_pixels),
+        ),
+    )
+
+
+def _with_shared(near: MemoryCache, settings: Settings) -> Cache:
+    url = settings.read_redis_url()
+    if url is None:
+        return near
+    client = RedisClient(url, settings.redis_timeout_milliseconds / 1000)
+    return LayeredCache(near, RedisCache(client, settings.redis_ttl_seconds))
+
+
+def _url_policy(settings: Settings) -> UrlPolicy:
+    return UrlPolicy(
+        allow_http=settings.fetch_allow_http,
+        ports=frozenset(settings.fetch_ports),
+        allowed_hosts=settings.fetch_allowed_hosts,
+        trusted_origins=frozenset(settings.fetch_trusted_origins),
+    )
+
+
+def _fetch_limits(settings: Settings) -> FetchLimits:
+    return FetchLimits(
+        connect_seconds=settings.fetch_connect_seconds,
+        first_byte_seconds=settings.fetch_first_byte_seconds,
+        total_seconds=settings.fetch_total_seconds,
+        min_bytes_per_second=settings.fetch_min_bytes_per_second,
+        max_bytes=settings.max_image_bytes,
+        max_fetches=settings.max_fetches,
+        max_fetches_per_host=settings.max_fetches_per_host,
+    )
+
+
+def _vector_limits(settings: Settings) -> VectorLimits:
+    return VectorLimits(
+        url_fresh_seconds=settings.url_fresh_seconds,
+        url_failed_seconds=settings.url_failed_seconds,
+        embedding_ttl_seconds=float(settings.redis_ttl_seconds),
+        max_image_bytes=settings.max_image_bytes,
+        max_title_batch=settings.max_title_batch,
+        max_image_batch=settings.max_image_batch,
+        shared=settings.read_redis_url() is not None,
+    )

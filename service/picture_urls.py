@@ -1,0 +1,165 @@
+"""Which URLs a picture may be fetched from, judged by their text alone.
+
+Resolves no name and opens no connection: the address that is dialled is judged in ``dialling``.
+Source: serving.md, fetching 1 and 2.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+import idna
+
+from service.addresses import Address, is_public
+
+MAX_URL_CHARACTERS = 2048
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+# What ends a label that a resolver may read as a number: 1, 0x7f, 017.
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PATH_SAFE = "/%:@!$&'()*+,;=~-._"
+
+
+class UrlRefused(Exception):
+    """The text of a URL breaks a rule; says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPolicy:
+    """Which URLs are fetched."""
+
+    allow_http: bool = False
+    ports: frozenset[int] = frozenset({80, 443})
+    allowed_hosts: tuple[str, ...] = ()
+    """Exact names, or .example.com for all below it; empty: any."""
+    trusted_origins: frozenset[str] = frozenset()
+    """scheme://host:port, exempt from the scheme, port, host and address rules."""
+    is_public: Callable[[Address], bool] = is_public
+
+
+@dataclass(frozen=True, slots=True)
+class PictureUrl:
+    """A URL that passed, in pieces that need no further reading."""
+
+    scheme: str
+    host: str
+    """Lower case ASCII; no brackets around IPv6, no trailing dot."""
+    port: int
+    target: str
+    """Path and query, percent-encoded."""
+    trusted: bool
+
+    @property
+    def origin(self) -> str:
+        """scheme://host:port"""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.origin + self.target
+
+
+def check_url(text: str, policy: UrlPolicy, *, redirected: bool = False) -> PictureUrl:
+    """Read and judge a URL; ``redirected`` ones are never trusted. Raises UrlRefused."""
+    if len(text) > MAX_URL_CHARACTERS:
+        raise UrlRefused(f"the URL has {len(text)} characters, allowed are {MAX_URL_CHARACTERS}")
+    if any(character <= " " or character in "\\\x7f" or 0x80 <= ord(character) < 0xA1 for character in text):
+        raise UrlRefused("the URL holds a space, a control character or a backslash")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise UrlRefused("the URL cannot be read") from error
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise UrlRefused("the URL's scheme must be https")
+    if "@" in parts.netloc:
+        raise UrlRefused("the URL must not hold a user name")
+    host = _host(parts.hostname or "", parts.netloc)
+    url = PictureUrl(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], _target(parts.path, parts.query), False)
+    if not redirected and url.origin in policy.trusted_origins:
+        return PictureUrl(url.scheme, url.host, url.port, url.target, trusted=True)
+    _judge(url, policy)
+    return url
+
+
+def redirect_url(current: PictureUrl, location: str, policy: UrlPolicy) -> PictureUrl:
+    """Where a redirect leads, judged like any other URL. Raises UrlRefused."""
+    try:
+        text = urljoin(str(current), location)
+    except ValueError as error:
+        raise UrlRefused("the redirect cannot be read") from error
+    url = check_url(text, policy, redirected=True)
+    if current.scheme == "https" and url.scheme == "http":
+        raise UrlRefused("the redirect leaves https")
+    return url
+
+
+def _judge(url: PictureUrl, policy: UrlPolicy) -> None:
+    if url.scheme == "http" and not policy.allow_http:
+        raise UrlRefused("the URL's scheme must be https")
+    if url.port not in policy.ports:
+        raise UrlRefused("the URL's port is not allowed")
+    if policy.allowed_hosts and not any(_host_matches(url.host, allowed) for allowed in policy.allowed_hosts):
+        raise UrlRefused("the URL's host is not allowed")
+    address = as_address(url.host)
+    if address is not None and not policy.is_public(address):
+        raise UrlRefused("the URL's address is not public")
+
+
+def _host_matches(host: str, allowed: str) -> bool:
+    allowed = allowed.removeprefix("*").lower().rstrip(".")
+    return host.endswith(allowed) if allowed.startswith(".") else host == allowed
+
+
+def as_address(host: str) -> Address | None:
+    """The address that a host spells, or None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _host(hostname: str, netloc: str) -> str:
+    if netloc.startswith("["):
+        try:
+            return str(ipaddress.IPv6Address(hostname) if "%" not in hostname else _no_zone())
+        except ValueError as error:
+            raise UrlRefused("the URL's host is no IPv6 address") from error
+    try:
+        name = idna.encode(hostname, uts46=True, std3_rules=False, transitional=False).decode("ascii").lower()
+    except (idna.IDNAError, UnicodeError):
+        # IDNA 2008 refuses underscores and odd hyphens, which host names of object stores hold.
+        if not hostname.isascii() or "xn--" in hostname.lower():
+            raise UrlRefused("the URL's host name is not valid") from None
+        name = hostname.lower()
+    name = name.removesuffix(".")
+    labels = name.split(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise UrlRefused("the URL's host name is not valid")
+    if _NUMERIC.fullmatch(labels[-1]):
+        return _dotted_quad(name)
+    return name
+
+
+def _no_zone() -> ipaddress.IPv6Address:
+    raise UrlRefused("the URL's address holds a zone")
+
+
+def _dotted_quad(name: str) -> str:
+    try:
+        # Python refuses leading zeros, hexadecimal and fewer than four parts: all the odd spellings.
+        return str(ipaddress.IPv4Address(name))
+    except ValueError as error:
+        raise UrlRefused("the URL spells a numeric address oddly") from error
+
+
+def _target(path: str, query: str) -> str:
+    target = quote(path or "/", safe=_PATH_SAFE)
+    if not target.startswith("/"):
+        target = "/" + target
+    return f"{target}?{quote(query, safe=_PATH_SAFE + '?')}" if query else target

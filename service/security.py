@@ -1,0 +1,108 @@
+"""Who may call, and how large a body may be.
+
+Knows no endpoints but their scope names, and never holds a key: only SHA-256 hashes of keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from service.errors import BodyTooLarge, Forbidden, NotJson, SettingsError, Unauthenticated
+
+Scope = Literal["recommend", "bid-queries", "admin"]
+SCOPES: frozenset[str] = frozenset(get_args(Scope))
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One key that may call, by its hash. Two live keys of one caller allow rotation."""
+
+    name: str
+    """Written to logs and metrics in place of the key."""
+    sha256: str
+    scopes: frozenset[str]
+
+
+class KeyRing:
+    """The keys that may call; empty: everybody may."""
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = tuple(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def check(self, authorization: str | None, api_key: str | None, scope: Scope) -> str | None:
+        """Name of the caller; None when no keys are set. Raises Unauthenticated or Forbidden.
+
+        ``authorization``: "Bearer KEY"; ``api_key``: KEY.
+        """
+        if not self._keys:
+            return None
+        presented = api_key
+        if presented is None and authorization is not None and authorization[:7].lower() == "bearer ":
+            presented = authorization[7:].strip()
+        if not presented:
+            raise Unauthenticated("send the API key as Authorization: Bearer KEY or as X-API-Key")
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
+        found: ApiKey | None = None
+        for key in self._keys:
+            # Every key is compared, whichever matches: the time tells nothing.
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        if found is None:
+            raise Unauthenticated("the API key is unknown")
+        if scope not in found.scopes:
+            raise Forbidden(f"the API key lacks the scope {scope}")
+        return found.name
+
+
+def read_keys(entries: Sequence[str]) -> KeyRing:
+    """NAME:SHA256HEX:SCOPE+SCOPE entries to a key ring. Raises SettingsError that never shows the hash."""
+    keys = []
+    for position, entry in enumerate(entries, 1):
+        name, _, rest = entry.partition(":")
+        digest, _, scopes = rest.partition(":")
+        wanted = frozenset(scope.strip() for scope in scopes.split("+") if scope.strip())
+        if not _NAME.fullmatch(name) or not _SHA256.fullmatch(digest.lower()):
+            raise SettingsError(
+                f"api key {position} must look like NAME:SHA256HEX:SCOPE+SCOPE; "
+                "make the hash with: printf %s KEY | sha256sum"
+            )
+        if not wanted or not wanted <= SCOPES:
+            raise SettingsError(f"api key {name} has scopes {sorted(wanted)}, there are {sorted(SCOPES)}")
+        keys.append(ApiKey(name, digest.lower(), wanted))
+    return KeyRing(keys)
+
+
+def require_json(content_type: str | None, content_encoding: str | None) -> None:
+    """Raises NotJson unless the body is declared as plain JSON in UTF-8."""
+    kind, _, parameters = (content_type or "").partition(";")
+    kind = kind.strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise NotJson(f"content-type is {kind[:80] or 'missing'}, needs application/json")
+    charset = re.search(r"charset\s*=\s*\"?([^\";\s]+)", parameters, re.IGNORECASE)
+    if charset is not None and charset.group(1).lower().replace("-", "") != "utf8":
+        raise NotJson(f"charset is {charset.group(1)[:40]}, JSON is UTF-8")
+    if content_encoding and content_encoding.strip().lower() != "identity":
+        raise NotJson(f"content-encoding is {content_encoding[:40]}, send the body as it is")
+
+
+async def read_body(stream: AsyncIterator[bytes], content_length: str | None, max_bytes: int) -> bytes:
+    """The body, never more than the limit in memory. Raises BodyTooLarge."""
+    if content_length is not None and content_length.isdigit() and int(content_length[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {content_length[:20]} bytes, allowed are {max_bytes}")
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+    return bytes(body)

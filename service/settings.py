@@ -1,0 +1,221 @@
+"""Settings of the service: environment variables MUFIN_*, each also a flag of mufin-serve.
+
+The only place of the service that reads the environment; knows no bundle and opens nothing but secret files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Ports = Annotated[tuple[int, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Every knob of the service. Frozen: read once at the edge, then passed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MUFIN_",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_prog_name="mufin-serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        hide_input_in_errors=True,
+    )
+
+    # Where to listen
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of IPv4."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+    admin_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port for /metrics and /bundles; unset: they stay on the main port."""
+    keep_alive_seconds: int = Field(default=65, ge=1)
+    """How long an idle connection is kept; above the load balancer's own (usually 60 s)."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """After SIGTERM: how long to go on accepting, with readiness false and Connection: close."""
+    finish_seconds: int = Field(default=25, ge=0)
+    """After draining: how long requests under way may take to finish."""
+
+    # What to serve
+    recommend_bundle: Path | None = None
+    """Bundle folder behind POST /recommend; unset: the endpoint answers 404."""
+    bid_queries_bundle: Path | None = None
+    """Bundle folder behind POST /bid-queries; unset: the endpoint answers 404."""
+    verify_bundles: Literal["full", "structure"] = "full"
+    """full checks every hash; structure is for a volume that mufin-export has already verified."""
+
+    # Time and amounts
+    deadline_milliseconds: int = Field(default=800, ge=10)
+    """Time for an answer when the caller does not say."""
+    max_deadline_milliseconds: int = Field(default=5000, ge=10)
+    """Longest X-Request-Timeout-Ms, and the deadline of a whole batch request."""
+    image_reserve_milliseconds: int = Field(default=100, ge=0)
+    """Least time kept for ranking: images not there by deadline minus reserve are dropped."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, le=64 << 20)
+    """Largest request body. Data-URL images need more: 8388608 (8 MiB) is a good value for them."""
+    max_batch_products: int = Field(default=32, ge=1, le=1000)
+    """Products in one batch request."""
+    max_batch_images: int = Field(default=32, ge=0, le=1000)
+    """Images in one batch request, all products together."""
+
+    # Work
+    worker_threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads that run the models; unset: the cores this process may use, divided by intra_op_threads."""
+    intra_op_threads: int = Field(default=1, ge=1, le=256)
+    """Threads inside one model call; more helps a lone request and costs throughput."""
+    max_waiting_items: int = Field(default=256, ge=1)
+    """Titles, images and products waiting for a worker; beyond it requests are answered 429."""
+    max_requests_in_flight: int = Field(default=512, ge=1)
+    """Requests being answered at once, those that wait for pictures included; beyond it 429."""
+    max_title_batch: int = Field(default=32, ge=1)
+    """Titles encoded in one call."""
+    max_image_batch: int = Field(default=8, ge=1)
+    """Images encoded in one call."""
+    max_rank_batch: int = Field(default=16, ge=1)
+    """Products ranked in one call."""
+    decode_threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads that decode pictures; unset: as many as worker threads."""
+    decode_budget_pixels: int = Field(default=50_000_000, ge=1)
+    """Pixels being decoded at once, all pictures together; a larger picture is decoded alone."""
+    hung_after_seconds: float = Field(default=30.0, gt=0)
+    """A model call longer than this turns /livez red."""
+
+    # Cache
+    cache_bytes: int = Field(default=256 << 20, ge=0)
+    """In-process cache of embeddings; 0 turns it off."""
+    url_fresh_seconds: float = Field(default=3600.0, ge=0)
+    """How long a picture's URL stands for the content last seen, before it is asked again."""
+    url_failed_seconds: float = Field(default=60.0, ge=0)
+    """How long a picture's URL that failed is not tried again."""
+    redis_url: SecretStr | None = None
+    """redis:// or rediss:// URL of a shared cache; unset: the in-process cache alone serves."""
+    redis_url_file: Path | None = None
+    """File holding redis_url, for secrets mounted as files."""
+    redis_timeout_milliseconds: int = Field(default=50, ge=1)
+    """Longest wait for the shared cache; then the request goes on without it."""
+    redis_ttl_seconds: int = Field(default=7 * 86400, ge=1)
+    """How long the shared cache keeps an embedding."""
+
+    # Fetching pictures
+    fetch_allow_http: bool = False
+    """Fetch pictures by plain http, too."""
+    fetch_ports: Ports = (80, 443)
+    """Ports that pictures may be fetched from, comma separated."""
+    fetch_allowed_hosts: Names = ()
+    """Hosts that pictures may come from, comma separated: exact, or .example.com for all below it; empty: any."""
+    fetch_trusted_origins: Names = ()
+    """Own picture servers, scheme://host:port, comma separated: exempt from scheme, port and address rules."""
+    fetch_connect_seconds: float = Field(default=1.0, gt=0)
+    """Longest wait for a connection, name lookup included."""
+    fetch_first_byte_seconds: float = Field(default=1.5, gt=0)
+    """Longest wait for each read, the first byte included."""
+    fetch_total_seconds: float = Field(default=2.5, gt=0)
+    """Longest fetch of one picture, redirects included."""
+    fetch_min_bytes_per_second: int = Field(default=8192, ge=0)
+    """Slowest picture server that is waited for, judged after the first half second."""
+    max_image_bytes: int = Field(default=8 << 20, ge=1024)
+    """Largest encoded picture."""
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    """Most pixels of a picture."""
+    max_fetches: int = Field(default=64, ge=1)
+    """Pictures being fetched at once."""
+    max_fetches_per_host: int = Field(default=8, ge=1)
+    """Of these, from one host."""
+
+    # Access
+    api_keys: SecretStr | None = None
+    """Keys as NAME:SHA256HEX:SCOPE+SCOPE, comma separated; scopes are recommend, bid-queries, admin; unset: open."""
+    api_keys_file: Path | None = None
+    """File holding api_keys, one a line; lines that begin with # are comments."""
+
+    # Saying what happens
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged; titles and URLs are never logged above debug."""
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _explain_service_links(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                f"MUFIN_PORT is {value}: Kubernetes set it for a Service named mufin; set enableServiceLinks: false"
+            )
+        return value
+
+    @field_validator("fetch_ports", "fetch_allowed_hosts", "fetch_trusted_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("fetch_trusted_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(text) for text in value)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.deadline_milliseconds > self.max_deadline_milliseconds:
+            raise ValueError(
+                f"deadline_milliseconds is {self.deadline_milliseconds}, "
+                f"max_deadline_milliseconds only {self.max_deadline_milliseconds}: raise the second"
+            )
+        for name in ("redis_url", "api_keys"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                raise ValueError(f"{name} and {name}_file are both set: keep one")
+        if self.admin_port is not None and self.admin_port == self.port:
+            raise ValueError(f"admin_port and port are both {self.port}: choose another or leave admin_port unset")
+        return self
+
+    @property
+    def listens_beyond_loopback(self) -> bool:
+        """Whether other machines can reach the service."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
+    def read_redis_url(self) -> str | None:
+        """The shared cache's URL, from wherever it was given."""
+        return _secret(self.redis_url, self.redis_url_file, "redis_url_file")
+
+    def read_api_keys(self) -> tuple[str, ...]:
+        """One entry a key, from wherever they were given; empty: no key is asked for."""
+        text = _secret(self.api_keys, self.api_keys_file, "api_keys_file") or ""
+        lines = (line.strip() for line in text.replace(",", "\n").splitlines())
+        entries = tuple(line for line in lines if line and not line.startswith("#"))
+        if not entries and self.api_keys_file is not None:
+            raise SettingsError(f"api_keys_file {self.api_keys_file} holds no key: add one, or unset it to serve all")
+        return entries
+
+
+def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name} {file} cannot be read ({error}): check path and rights") from error
+
+
+def _origin(text: str) -> str:
+    """scheme://host:port with the port spelt out."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"trusted origin {text!r} must look like http://127.0.0.1:8081")
+    if parts.username is not None:
+        raise ValueError(f"trusted origin for host {parts.hostname!r} must not hold a user name")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"

@@ -1,0 +1,145 @@
+"""What the service tells about itself: log lines, metrics, timings of a request.
+
+Knows neither titles nor URLs, so that none can reach a log or a label.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+# OpenTelemetry's advice for durations in seconds, and two finer steps for stages.
+_OTEL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_STAGE_BUCKETS = (0.001, 0.0025, *_OTEL_BUCKETS)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds a request spent in each step; of steps that run side by side, the longest counts."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Note one run of a step."""
+        self.seconds[step] = max(seconds, self.seconds.get(step, 0.0))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block that ends well; one that is cut short did not happen."""
+        began = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - began)
+
+    def milliseconds(self) -> dict[str, float]:
+        """For the answer; total is up to now."""
+        rounded = {step: round(seconds * 1000, 2) for step, seconds in self.seconds.items()}
+        return {**rounded, "total": round((time.perf_counter() - self.began) * 1000, 2)}
+
+
+class Metrics:
+    """Prometheus metrics in a registry of their own, so that two apps in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.request_seconds = Histogram(
+            "mufin_request_duration_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ("route", "status"),
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "mufin_stage_duration_seconds",
+            "Time of a request's step, waiting included.",
+            ("stage",),
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.batch_seconds = Histogram(
+            "mufin_batch_duration_seconds",
+            "Time of one model call.",
+            ("stage",),
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram(
+            "mufin_batch_size", "Items of one model call.", ("stage",), buckets=_BATCH_BUCKETS, registry=self.registry
+        )
+        self.queue_items = Gauge("mufin_queue_items", "Items that wait for a worker.", registry=self.registry)
+        self.requests_in_flight = Gauge("mufin_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.cache_bytes = Gauge("mufin_cache_bytes", "Bytes in the in-process cache.", registry=self.registry)
+        self.image_fetches = self._counter("mufin_image_fetch", "Images by what became of them.", "outcome")
+        self.cache_requests = self._counter("mufin_cache_requests", "Look-ups.", "kind", "outcome")
+        self.degraded = self._counter("mufin_degraded", "Answers with less than was asked for.", "reason")
+        self.shed = self._counter("mufin_shed", "Requests refused because of load.", "reason")
+        self.bundle_info = Gauge(
+            "mufin_bundle_info",
+            "1 for every bundle that is served.",
+            ("endpoint", "name", "bundle_id", "encoder_id"),
+            registry=self.registry,
+        )
+        self.ready = Gauge("mufin_ready", "1 while /readyz is 200.", registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def page(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def observe_batch(self, stage: str, items: int, seconds: float) -> None:
+        """Told by the queue of every model call."""
+        self.batch_size.labels(stage).observe(items)
+        self.batch_seconds.labels(stage).observe(seconds)
+
+
+def configure_logging(level: str) -> None:
+    """One JSON line an event on standard error, the server's own messages included."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Their lines hold URLs.
+    for name in ("httpcore", "httpx", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+Logger = structlog.stdlib.BoundLogger
+GetLogger = Callable[[], Logger]
+
+
+def get_logger() -> Logger:
+    """The service's logger."""
+    logger: Logger = structlog.get_logger("mufin")
+    return logger

@@ -1,0 +1,299 @@
+"""Titles and images to vectors: cache, fetch, decode, encode, each thing once.
+
+Knows no labels and no request; an image that cannot be had is an outcome, not an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from mufin.inputs import FloatArray, Uint8Array, normalise_title
+from service.batching import BatchQueue
+from service.bundles import Model
+from service.cache import Cache, Kind, SingleFlight, cache_key
+from service.decoding import Decoder, read_data_url
+from service.errors import PictureCode, PictureError
+from service.fetching import Fetcher, require_image
+
+CacheOutcome = Literal["hit", "miss"]
+
+_CODES: frozenset[str] = frozenset(get_args(PictureCode))
+_URL_PREFIX = "mufin:v1:any:url:"
+_DAY_SECONDS = 86400.0
+# Hashing less than this is quicker than handing it to a thread.
+_HASH_INLINE_BYTES = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class VectorLimits:
+    """What may be kept for how long, and how large a picture may be."""
+
+    url_fresh_seconds: float
+    url_failed_seconds: float
+    embedding_ttl_seconds: float
+    max_image_bytes: int
+    max_title_batch: int
+    max_image_batch: int
+    shared: bool
+    """Whether vectors go to a cache outside this process, as fp16; then all do, so that hit and miss answer alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOutcome:
+    """What became of one image."""
+
+    vector: FloatArray | None = None
+    """(D,)"""
+    error: PictureError | None = None
+    seconds: Mapping[str, float] | None = None
+    """Of the steps that were needed: fetch, decode, encode."""
+    lookups: tuple[tuple[Kind, CacheOutcome], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TitleOutcome:
+    """A title's vector, and whether it was known."""
+
+    vector: FloatArray
+    seconds: float
+    lookup: CacheOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class _UrlEntry:
+    """What is remembered of a picture's URL."""
+
+    content_hash: str | None
+    etag: str | None
+    fetched_at: float
+    """Wall clock: other processes read it."""
+    failure: PictureError | None = None
+
+    def to_bytes(self) -> bytes:
+        failure = [self.failure.code, str(self.failure)] if self.failure else None
+        return json.dumps([self.content_hash, self.etag, self.fetched_at, failure]).encode()
+
+
+class Vectors:
+    """Vectors of one encoder; shared by all requests to its bundles."""
+
+    def __init__(
+        self, model: Model, queue: BatchQueue, cache: Cache, fetcher: Fetcher, decoder: Decoder, limits: VectorLimits
+    ) -> None:
+        self._model, self._queue, self._cache = model, queue, cache
+        self._fetcher, self._decoder, self._limits = fetcher, decoder, limits
+        self._titles = queue.stage("encode_titles", self._encode_titles, limits.max_title_batch)
+        self._images = queue.stage("encode_images", self._encode_images, limits.max_image_batch)
+        self._number = np.dtype(np.float16 if limits.shared else np.float32)
+        self._flights: SingleFlight[bytes] = SingleFlight()
+        self._url_flights: SingleFlight[_Picture] = SingleFlight()
+        self._keeping: set[asyncio.Task[None]] = set()
+
+    def _encode_titles(self, titles: Sequence[str]) -> list[FloatArray]:
+        return list(self._model.encode_titles(titles))
+
+    def _encode_images(self, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
+        return list(self._model.encode_images(np.stack(pixels)))
+
+    async def known(self, title: str, images: Sequence[str]) -> dict[str, bytes]:
+        """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs."""
+        keys = [self._title_key(title)] if title else []
+        keys += [_url_key(url) for url in images if not url.startswith("data:")]
+        found = await self._found(keys)
+        entries = [_read_entry(value) for key, value in found.items() if key.startswith(_URL_PREFIX)]
+        hashes = [own.content_hash for own in entries if own and own.content_hash and self._is_fresh(own)]
+        return {**found, **await self._found([self._image_key(own) for own in hashes])} if hashes else found
+
+    async def _found(self, keys: Sequence[str]) -> dict[str, bytes]:
+        values = await self._cache.get_many(keys) if keys else []
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    async def title(self, title: str, known: Mapping[str, bytes]) -> TitleOutcome:
+        """A normalised title's vector (D,). Raises what the model raised, Shed, NotReady."""
+        began = time.perf_counter()
+        key = self._title_key(title)
+        packed = self._whole(known.get(key))
+        if packed is not None:
+            return TitleOutcome(self._unpack(packed), 0.0, "hit")
+
+        async def encode() -> bytes:
+            return self._keep(key, await self._queue.submit(self._titles, title))
+
+        packed = await self._flights.run(key, encode)
+        return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss")
+
+    async def image(self, url: str, known: Mapping[str, bytes]) -> ImageOutcome:
+        """An image's vector, or the reason why there is none. Raises Shed, NotReady, or what the model raised."""
+        seconds: dict[str, float] = {}
+        lookups: list[tuple[Kind, CacheOutcome]] = []
+        try:
+            vector = await self._image(url, known, seconds, lookups)
+        except PictureError as error:
+            return ImageOutcome(error=error, seconds=seconds, lookups=tuple(lookups))
+        return ImageOutcome(vector, seconds=seconds, lookups=tuple(lookups))
+
+    async def _image(
+        self,
+        url: str,
+        known: Mapping[str, bytes],
+        seconds: dict[str, float],
+        lookups: list[tuple[Kind, CacheOutcome]],
+    ) -> FloatArray:
+        if url.startswith("data:"):
+            picture = await self._read_data_url(url)
+        else:
+            entry = _read_entry(known.get(_url_key(url)))
+            fresh = entry is not None and self._is_fresh(entry)
+            lookups.append(("url", "hit" if fresh else "miss"))
+            if fresh and entry is not None:
+                if entry.failure is not None:
+                    raise entry.failure
+                packed = self._whole(known.get(self._image_key(str(entry.content_hash))))
+                if packed is not None:
+                    lookups.append(("image", "hit"))
+                    return self._unpack(packed)
+                entry = None  # the URL is known, the embedding forgotten: the content is needed again
+            began = time.perf_counter()
+            picture = await self._url_flights.run(url, lambda: self._fetch(url, entry))
+            seconds["fetch"] = time.perf_counter() - began
+        packed = await self._look_up(picture.content_hash)
+        lookups.append(("image", "miss" if packed is None else "hit"))
+        if packed is None and picture.content is None:
+            # Unchanged by its ETag, but the embedding was forgotten meanwhile.
+            picture = await self._url_flights.run(url, lambda: self._fetch(url, None))
+        if packed is None:
+            try:
+                packed = await self._encode(picture, seconds)
+            except PictureError as error:
+                if not url.startswith("data:"):
+                    self._remember(url, _UrlEntry(None, None, time.time(), error))
+                raise
+        return self._unpack(packed)
+
+    async def _read_data_url(self, url: str) -> _Picture:
+        content = await self._decoder.run(read_data_url, url, self._limits.max_image_bytes)
+        require_image(content)
+        return await self._picture(content)
+
+    async def _picture(self, content: bytes) -> _Picture:
+        if len(content) < _HASH_INLINE_BYTES:
+            return _Picture(content, _digest(content))
+        return _Picture(content, await self._decoder.run(_digest, content))
+
+    async def _fetch(self, url: str, entry: _UrlEntry | None) -> _Picture:
+        """Bytes of a URL, or its known hash when the server says that nothing changed."""
+        etag = entry.etag if entry is not None and entry.content_hash is not None else None
+        try:
+            fetched = await self._fetcher.fetch(url, etag)
+        except PictureError as error:
+            self._remember(url, _UrlEntry(None, None, time.time(), error))
+            raise
+        if fetched.content is None and entry is not None:
+            self._remember(url, replace(entry, fetched_at=time.time()))
+            return _Picture(None, str(entry.content_hash))
+        picture = await self._picture(fetched.content or b"")
+        self._remember(url, _UrlEntry(picture.content_hash, fetched.etag, time.time()))
+        return picture
+
+    async def _encode(self, picture: _Picture, seconds: dict[str, float]) -> bytes:
+        key = self._image_key(picture.content_hash)
+        content = picture.content or b""
+
+        async def encode() -> bytes:
+            began = time.perf_counter()
+            pixels = await self._decoder.decode(content, self._model.input_spec.image_side_pixels)
+            decoded = time.perf_counter()
+            vector = await self._queue.submit(self._images, pixels)
+            seconds.update(decode=decoded - began, encode=time.perf_counter() - decoded)
+            return self._keep(key, vector)
+
+        return await self._flights.run(key, encode)
+
+    async def _look_up(self, content_hash: str) -> bytes | None:
+        (packed,) = await self._cache.get_many([self._image_key(content_hash)])
+        return self._whole(packed)
+
+    def _whole(self, packed: bytes | None) -> bytes | None:
+        """Nothing but a vector of this model's size: a shared cache may hold garbage."""
+        return packed if packed is not None and len(packed) == self._number.itemsize * self._model.dimension else None
+
+    def _is_fresh(self, entry: _UrlEntry) -> bool:
+        fresh = self._limits.url_failed_seconds if entry.failure is not None else self._limits.url_fresh_seconds
+        return 0 <= time.time() - entry.fetched_at < fresh
+
+    def _remember(self, url: str, entry: _UrlEntry) -> None:
+        if entry.failure is not None:
+            ttl = self._limits.url_failed_seconds
+        else:
+            # With an ETag a stale entry still spares the transfer.
+            ttl = max(self._limits.url_fresh_seconds, _DAY_SECONDS if entry.etag else 0.0)
+        self._put(_url_key(url), entry.to_bytes(), ttl)
+
+    def _keep(self, key: str, vector: FloatArray) -> bytes:
+        packed = vector.astype(self._number).tobytes()
+        self._put(key, packed, self._limits.embedding_ttl_seconds)
+        return packed
+
+    def _unpack(self, packed: bytes) -> FloatArray:
+        """Every vector comes this way, cached or not."""
+        return np.frombuffer(packed, dtype=self._number).astype(np.float32)
+
+    def _put(self, key: str, value: bytes, ttl_seconds: float) -> None:
+        """Keep without making the request wait for it."""
+        task = asyncio.ensure_future(self._cache.put_many({key: value}, ttl_seconds))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    def _title_key(self, title: str) -> str:
+        return cache_key(self._model.encoder_id, "title", title.encode())
+
+    def _image_key(self, content_hash: str) -> str:
+        return cache_key(self._model.encoder_id, "image", content_hash.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    content: bytes | None
+    """None when only the hash is known."""
+    content_hash: str
+
+
+def usable_title(title: str | None) -> str:
+    """The normalised title; empty when there is none."""
+    return normalise_title(title or "")
+
+
+def _url_key(url: str) -> str:
+    # What a URL holds does not depend on an encoder.
+    return cache_key("any", "url", url.encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_entry(value: bytes | None) -> _UrlEntry | None:
+    """An entry, or None for anything else: a shared cache may hold garbage."""
+    if value is None:
+        return None
+    try:
+        content_hash, etag, fetched_at, failure = cast(list[Any], json.loads(value))
+        error = None
+        if failure is not None:
+            code, detail = failure
+            if code not in _CODES:
+                return None
+            error = PictureError(code, str(detail))
+        elif not isinstance(content_hash, str):
+            return None
+        return _UrlEntry(content_hash, etag if isinstance(etag, str) else None, float(fetched_at), error)
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,188 @@
+"""The queue: batches of what waits, refusals, failures, cancellation, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from service.batching import BatchQueue, Stage, run_batch
+from service.errors import NotReady, Shed
+from tests.service.serving import eventually
+
+
+class Gate:
+    """Work that waits for leave, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.open.wait(5)
+        return [item * 10 for item in items]
+
+
+def _same(items: Sequence[int]) -> Sequence[int]:
+    return items
+
+
+async def _blocked(queue: BatchQueue, stage: Stage[int, int], gate: Gate) -> asyncio.Task[int]:
+    """One item that keeps the only worker busy."""
+    task = asyncio.ensure_future(queue.submit(stage, 0))
+    await eventually(lambda: bool(gate.batches))
+    return task
+
+
+async def test_a_lone_item_does_not_wait_and_what_waits_becomes_one_batch() -> None:
+    """The first goes alone at once; those that come meanwhile go together, up to the size."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 3)
+    first = await _blocked(queue, stage, gate)
+    rest = [asyncio.ensure_future(queue.submit(stage, item)) for item in range(1, 6)]
+    await asyncio.sleep(0)
+    assert queue.waiting_items == 5
+    gate.open.set()
+    assert await asyncio.gather(first, *rest) == [0, 10, 20, 30, 40, 50]
+    assert gate.batches == [[0], [1, 2, 3], [4, 5]]
+    assert queue.waiting_items == 0
+    assert queue.longest_running_seconds == 0
+    await queue.aclose()
+
+
+async def test_later_stages_go_first() -> None:
+    """What finishes a request goes before what begins one."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    order: list[str] = []
+    early = queue.stage("early", gate, 1)
+
+    def note(items: Sequence[int]) -> Sequence[int]:
+        order.append("late")
+        return items
+
+    late = queue.stage("late", note, 1)
+    first = await _blocked(queue, early, gate)
+    waiting = [asyncio.ensure_future(queue.submit(early, 1)), asyncio.ensure_future(queue.submit(late, 2))]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(first, *waiting)
+    assert order == ["late"]
+    assert gate.batches == [[0], [1]]
+    await queue.aclose()
+
+
+async def test_only_the_guilty_item_of_a_failed_batch_fails() -> None:
+    """The others are tried one by one, once."""
+
+    def fussy(items: Sequence[int]) -> list[int]:
+        if 3 in items:
+            raise ValueError("three")
+        return list(items)
+
+    queue = BatchQueue(1, 100)
+    stage = queue.stage("fussy", fussy, 8)
+    outcomes = await asyncio.gather(*(queue.submit(stage, item) for item in range(5)), return_exceptions=True)
+    assert [own for own in outcomes if not isinstance(own, BaseException)] == [0, 1, 2, 4]
+    assert str(outcomes[3]) == "three"
+    await queue.aclose()
+
+
+def test_a_stage_that_loses_items_is_a_failure() -> None:
+    """Results that do not match the items are never handed to the wrong waiter."""
+
+    def first_only(items: Sequence[int]) -> Sequence[int]:
+        return items[:1]
+
+    def none(items: Sequence[int]) -> Sequence[int]:
+        return []
+
+    assert list(run_batch(first_only, [1, 2])) == [1, 2]
+    (lost,) = run_batch(none, [1])
+    assert isinstance(lost, RuntimeError)
+
+
+async def test_a_full_queue_refuses_and_later_steps_of_accepted_requests_pass() -> None:
+    """The bound counts items; steps that end requests are not bounded by it."""
+    queue, gate = BatchQueue(1, 2), Gate()
+    bounded = queue.stage("bounded", gate, 8)
+    unbounded = queue.stage("unbounded", _same, 8, bounded=False)
+    first = await _blocked(queue, bounded, gate)
+    waiting = [asyncio.ensure_future(queue.submit(bounded, item)) for item in (1, 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Shed) as refused:
+        await queue.submit(bounded, 3)
+    assert refused.value.reason == "queue_full"
+    with pytest.raises(Shed):
+        queue.admit(1, 10.0)
+    waiting.append(asyncio.ensure_future(queue.submit(unbounded, 4)))
+    await asyncio.sleep(0)
+    gate.open.set()
+    assert await asyncio.gather(first, *waiting) == [0, 10, 20, 4]
+    queue.admit(1000, 10.0)
+    await queue.aclose()
+
+
+async def test_a_wait_past_the_deadline_is_refused_with_an_estimate() -> None:
+    """Retry-After says how long the queue is."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 1)
+    stage.seconds_per_item = 3.0
+    first = await _blocked(queue, stage, gate)
+    waiting = asyncio.ensure_future(queue.submit(stage, 1))
+    await asyncio.sleep(0)
+    with pytest.raises(Shed) as refused:
+        queue.admit(1, 0.8)
+    assert refused.value.reason == "wait_too_long"
+    assert refused.value.retry_after_seconds == 3
+    gate.open.set()
+    await asyncio.gather(first, waiting)
+    await queue.aclose()
+
+
+async def test_a_cancelled_waiter_is_skipped() -> None:
+    """Nobody computes what nobody waits for."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 8)
+    first = await _blocked(queue, stage, gate)
+    gone, stays = (asyncio.ensure_future(queue.submit(stage, item)) for item in (1, 2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    assert queue.waiting_items == 1
+    gate.open.set()
+    assert (await first, await stays) == (0, 20)
+    assert gate.batches == [[0], [2]]
+    await queue.aclose()
+
+
+async def test_the_end_answers_everybody() -> None:
+    """Running batches end, waiting items are told, new ones refused."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 1)
+    first = await _blocked(queue, stage, gate)
+    waiting = asyncio.ensure_future(queue.submit(stage, 1))
+    await asyncio.sleep(0)
+    threading.Timer(0.05, gate.open.set).start()
+    await queue.aclose(grace_seconds=5.0)
+    assert await first == 0
+    with pytest.raises(NotReady):
+        await waiting
+    with pytest.raises(NotReady):
+        await queue.submit(stage, 2)
+
+
+async def test_batches_are_observed_and_a_busy_worker_shows() -> None:
+    """What metrics and liveness are made of."""
+    seen: list[tuple[str, int]] = []
+    queue, gate = BatchQueue(1, 100, lambda stage, items, seconds: seen.append((stage, items))), Gate()
+    stage = queue.stage("work", gate, 8)
+    first = await _blocked(queue, stage, gate)
+    await asyncio.sleep(0.01)
+    assert queue.longest_running_seconds > 0
+    gate.open.set()
+    await first
+    assert seen == [("work", 1)]
+    await queue.aclose()

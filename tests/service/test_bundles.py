@@ -1,0 +1,71 @@
+"""A real bundle, made by hand in milliseconds, behind the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mufin.errors import BundleError
+from mufin.inputs import decode_image
+from mufin.predictor import open_predictor
+from service.bundles import Endpoint, open_bundles, open_from_disk
+from service.schemas import RecommendAnswer
+from tests.bundle_factory import SIDE, make_tiny_bundle, picture
+from tests.service.serving import picture_server, running
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty labels."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "products")
+
+
+async def test_the_service_answers_what_the_predictor_computes(bundle: Path) -> None:
+    """Over HTTP, with a title and a picture by URL: the same labels and scores as a direct call."""
+    predictor = open_predictor(bundle)
+    (expected,) = predictor.rank(predictor.embed(["red shirt men"], [decode_image(picture("blue"), SIDE)[None]]), 10)
+    async with (
+        picture_server() as pictures,
+        running(
+            open_model=open_from_disk,
+            recommend_bundle=bundle,
+            bid_queries_bundle=bundle,
+            fetch_trusted_origins=(pictures.origin,),
+        ) as (
+            client,
+            app,
+        ),
+    ):
+        pictures.serve("/blue.png", picture("blue"))
+        body: dict[str, Any] = {"product": {"title": "red shirt men", "images": [f"{pictures.origin}/blue.png"]}}
+        for _ in range(2):
+            response = await client.post("/recommend", json=body)
+            answer = RecommendAnswer.model_validate_json(response.content)
+            ids = [predictor.labels.label(int(index)).id for index in expected.labels]
+            assert [result.id for result in answer.results] == ids
+            assert [result.score for result in answer.results] == pytest.approx(expected.scores.tolist(), abs=1e-6)
+            assert answer.modalities_used == ["title", "image"]
+        explained = (await client.post("/recommend", json={**body, "explain": True, "diversity": 0.3})).json()
+        for result in explained["results"]:
+            explanation = result["explanation"]
+            weights = np.asarray(explanation["attention"])
+            assert weights.shape == (2, len(explanation["label_slots"]))
+            assert weights.sum(axis=1) == pytest.approx(np.ones(2), abs=1e-5)
+        assert len(app.state.parts.open_bundles()) == 1 + 1
+
+
+async def test_endpoints_with_one_folder_share_one_model(bundle: Path) -> None:
+    """Sessions and memory are not doubled."""
+    folders: dict[Endpoint, Path] = {"recommend": bundle, "bid-queries": bundle.parent / "." / bundle.name}
+    first, second = await open_bundles(folders, "structure", 1, open_from_disk)
+    assert first.model is second.model
+    assert first.facts()["labels"] == 40
+
+
+async def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    """With the predictor's own error."""
+    with pytest.raises(BundleError):
+        await open_bundles({"recommend": tmp_path}, "full", 1, open_from_disk)

@@ -1,0 +1,87 @@
+"""Keys and bodies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.errors import BodyTooLarge, Forbidden, NotJson, SettingsError, Unauthenticated
+from service.security import read_body, read_keys, require_json
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def test_a_key_opens_its_scopes_and_no_other() -> None:
+    """Two live keys of one caller both work; schemes and headers are read as documented."""
+    ring = read_keys([f"shop:{_hash('old')}:recommend", f"shop:{_hash('new').upper()}:recommend+admin"])
+    assert ring.check("Bearer old", None, "recommend") == "shop"
+    assert ring.check(None, "new", "admin") == "shop"
+    assert ring.check("bearer new", None, "recommend") == "shop"
+    with pytest.raises(Forbidden, match="bid-queries"):
+        ring.check("Bearer new", None, "bid-queries")
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer ", "Basic old", "old", "Bearer wrong", "Bearer " + _hash("old")])
+def test_no_key_or_a_wrong_one_is_refused(header: str | None) -> None:
+    """The hash itself is no key."""
+    with pytest.raises(Unauthenticated):
+        read_keys([f"shop:{_hash('old')}:recommend"]).check(header, None, "recommend")
+
+
+def test_without_keys_everybody_may() -> None:
+    """Off by default."""
+    ring = read_keys([])
+    assert not ring
+    assert ring.check(None, None, "admin") is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", "shop", "shop:abc:recommend", f"shop:{_hash('k')}", f"shop:{_hash('k')}:all", f"a b:{_hash('k')}:admin"],
+)
+def test_a_malformed_entry_is_refused_without_showing_it(entry: str) -> None:
+    """A key file with a mistake must not open the service, nor print what it holds."""
+    with pytest.raises(SettingsError) as raised:
+        read_keys([entry])
+    assert _hash("k") not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=UTF-8", 'application/x+json;charset="utf8"']
+)
+def test_json_is_taken(kind: str) -> None:
+    """Parameters and suffixes included."""
+    require_json(kind, "identity")
+    assert "json" in kind.lower()
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding"),
+    [(None, None), ("text/plain", None), ("application/json", "gzip"), ("application/json; charset=latin-1", None),
+     ("multipart/form-data", None), ("application/xml+jsonx", None)],
+)  # fmt: skip
+def test_anything_else_is_refused(kind: str | None, encoding: str | None) -> None:
+    """415, whatever the body holds."""
+    with pytest.raises(NotJson):
+        require_json(kind, encoding)
+
+
+async def _stream(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+@pytest.mark.parametrize("length", ["11", None, "5", "junk"])
+async def test_a_body_over_the_limit_is_refused_whatever_it_announces(length: str | None) -> None:
+    """By Content-Length, and by counting."""
+    with pytest.raises(BodyTooLarge):
+        await read_body(_stream(b"123456", b"78901"), length, 10)
+
+
+async def test_a_body_at_the_limit_is_taken() -> None:
+    """The limit is inclusive."""
+    assert await read_body(_stream(b"12345", b"67890"), "10", 10) == b"1234567890"
