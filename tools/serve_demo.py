@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 120
 # A proxy of the environment must not be asked for what runs on this machine.
@@ -40,11 +41,11 @@ def main() -> int:
             options.demo / "catalogues" / "products", options.picture_port
         )
         processes["mufin-serve"] = _start_service(options.demo / "bundles", options.host, options.port, pictures_url)
-        title, picture = _example(options.demo / "catalogues" / "products" / "products.jsonl", pictures_url)
-        if not _wait_for((f"{service_url}/readyz", picture), processes):
+        product = _example(options.demo / "catalogues" / "products" / "products.jsonl", pictures_url)
+        if not _wait_for((f"{service_url}/readyz", product["images"][0]), processes):
             print("Is a port taken? make serve PORT=8090 PICTURE_PORT=8091", file=sys.stderr)
             return 1
-        body = json.dumps({"product": {"title": title, "images": [picture]}, "k": 3}, ensure_ascii=False)
+        body = json.dumps({"product": product, "k": 3}, ensure_ascii=False)
         print(f"\nServing on {service_url} (documents: {service_url}/docs, end: Ctrl-C). Try:\n")
         print(f"curl -s {service_url}/recommend -H 'content-type: application/json' -d {shlex.quote(body)}", flush=True)
         while not _ended(processes):
@@ -75,12 +76,13 @@ def _start_service(bundles: Path, host: str, port: int, pictures_url: str) -> su
     return subprocess.Popen([sys.executable, "-m", "service"], env={**os.environ, **settings}, start_new_session=True)
 
 
-def _example(products: Path, pictures_url: str) -> tuple[str, str]:
-    """Title and picture address of the first product that has both."""
+def _example(products: Path, pictures_url: str) -> dict[str, Any]:
+    """The first product that has both title and picture, as a request; with its id, so that it is not its own answer."""
     with products.open(encoding="utf-8") as lines:
         for product in map(json.loads, lines):
             if product["title"] and product["images"]:
-                return product["title"], f"{pictures_url}/{product['images'][0]}"
+                picture = f"{pictures_url}/{product['images'][0]}"
+                return {"id": product["id"], "title": product["title"], "images": [picture]}
     raise SystemExit(f"{products} has no product with both title and picture: run make clean, then make serve")
 
 

@@ -5,6 +5,11 @@ Knows only how to read the command line; ``recipe.train`` does the work.
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded: threads that wait spinning slow a machine that does anything else tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import sys
 from pathlib import Path
@@ -40,8 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
-    import os
-
     import torch
 
     from mufin.training.recipe import train
