@@ -68,6 +68,12 @@ $(DEMO)/bundles/%/manifest.json: $(DEMO)/runs/.%-trained
 	$(BIN)/mufin-export $(DEMO)/runs/$* $(DEMO)/bundles/$*
 	@touch $@
 
+.PHONY: accuracy
+accuracy: $(BUNDLES) ## the demo's table of accuracy: oracles, shortlist and full model on the test split
+	@for set in products queries; do \
+	  echo "== $$set"; $(BIN)/mufin-evaluate $(DEMO)/bundles/$$set $(DEMO)/catalogues/$$set --split test --quiet || exit 1; \
+	done
+
 # ---- the environment
 
 $(VENV)/.created:
