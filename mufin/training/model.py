@@ -68,15 +68,21 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
         options = {k: v for k, v in backbone_config.items() if k != "model_type"}
         return from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
     if config.name is not None:
-        return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32))
+        extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)
+        return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))
     options = {k: v for k, v in config.options.items() if k != "model_type"}
     return from_config(AutoConfig.for_model(config.options["model_type"], **options))
 
 
 def from_config(config: Any) -> PreTrainedModel:
     """A transformer with random weights from its ``transformers`` config, without a pooling layer."""
-    extra = {"add_pooling_layer": False} if config.model_type in ("vit", "bert", "deit") else {}
+    extra = _without_pooler(config.model_type)
     return cast(PreTrainedModel, AutoModel.from_config(config, **extra))  # type: ignore[no-untyped-call]
+
+
+def _without_pooler(model_type: str) -> dict[str, bool]:
+    """The pooling layer of these models is no part of MUFIN (mufin.md section 7)."""
+    return {"add_pooling_layer": False} if model_type in ("vit", "bert", "deit", "roberta") else {}
 
 
 def backbone_width(backbone: PreTrainedModel) -> int:

@@ -74,9 +74,9 @@ def service(**settings: str | Path) -> Iterator[RunningService]:
     command = [sys.executable, "-m", "service"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines: list[str] = []
+    rest = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
     try:
         port = _wait_for_port(process, lines)
-        rest = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
         rest.start()
         running = RunningService(f"http://127.0.0.1:{port}", process)
         _wait_until_ready(running, lines)
@@ -87,6 +87,10 @@ def service(**settings: str | Path) -> Iterator[RunningService]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if rest.is_alive():
+            rest.join()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _wait_for_port(process: subprocess.Popen[str], lines: list[str]) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from mufin.datasets.picture_server import PictureServer
-from tests.e2e.running import RunningService, read_items, run_command, service
+from tests.e2e.running import RunningService, picture_server, read_items, run_command, service
 
 SETS = ("products", "queries")
 
@@ -41,15 +40,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         run_command("mufin.training", folder / "catalogues" / name, folder / "runs" / name)
         run_command("model_export", folder / "runs" / name, folder / "bundles" / name)
     with (
-        PictureServer(folder / "catalogues" / "products") as pictures,
+        picture_server(folder / "catalogues" / "products") as pictures,
         service(
             recommend_bundle=folder / "bundles" / "products",
             bid_queries_bundle=folder / "bundles" / "queries",
-            fetch_trusted_origins=pictures.url,
+            fetch_trusted_origins=pictures,
             deadline_milliseconds="5000",
         ) as running,
     ):
-        yield Demo(folder, running, pictures.url)
+        yield Demo(folder, running, pictures)
 
 
 @pytest.mark.parametrize("name", SETS)

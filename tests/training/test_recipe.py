@@ -173,17 +173,18 @@ def test_products_that_are_their_own_labels_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changes",
     [
-        "network.cross_attention=false",
-        "network.self_attention=false",
-        "carry_self_attention=false",
-        "classifier_init=random",
+        ["network.cross_attention=false"],
+        ["network.self_attention=false"],
+        ["carry_self_attention=false"],
+        ["classifier_init=random", "siamese.classifier_weight=0"],
+        ["classifier_init=labels", "siamese.classifier_weight=0"],
     ],
 )
-def test_ablations_train(change: str, catalogue_folder: Path, tmp_path: Path) -> None:
+def test_ablations_train(changes: list[str], catalogue_folder: Path, tmp_path: Path) -> None:
     """Each part that can be left out, left out."""
-    config = tiny_config(change, "siamese.epochs=1", "frozen_ranker.epochs=1", "ranker.epochs=1")
+    config = tiny_config(*changes, "siamese.epochs=1", "frozen_ranker.epochs=1", "ranker.epochs=1")
     metrics = train(read_catalogue(catalogue_folder), config, tmp_path / "run", Reporter(quiet=True))
     assert 0 <= metrics["full"]["P@1"] <= 1
 

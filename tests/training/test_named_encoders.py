@@ -1,0 +1,81 @@
+"""Encoders by local path: read, frozen wholly or in part, their features kept on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from mufin.catalogue import read_catalogue
+from mufin.errors import ConfigError
+from mufin.training.checkpoint import load_run
+from mufin.training.model import from_config
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
+from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
+from tests.catalogue_factory import make_tiny_catalogue
+from tests.training.test_recipe import tiny_config
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and an image encoder in the form that transformers saves."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(3)
+    titles = [f"{w} no {n}" for w in ("mug", "vase", "lamp", "bowl", "chair") for n in range(9)]
+    (folder / "tokenizer.json").write_text(train_wordpiece(titles, 120))
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder / "text")
+    text = AutoConfig.for_model("distilbert", dim=16, n_layers=2, n_heads=2, hidden_dim=16, vocab_size=120)
+    from_config(text).save_pretrained(folder / "text")
+    image = AutoConfig.for_model(
+        "vit",
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+    )
+    from_config(image).save_pretrained(folder / "image")
+    return folder
+
+
+@pytest.mark.parametrize(("layers", "moved"), [(0, set()), (1, {1}), (None, {0, 1})], ids=["frozen", "last", "all"])
+def test_only_the_named_layers_move(layers: int | None, moved: set[int], encoders: Path, tmp_path: Path) -> None:
+    """trainable_layers 0 keeps an encoder bit for bit, 1 trains its last block, null everything."""
+    config = tiny_config(
+        f"text.name={encoders / 'text'}", f"image.name={encoders / 'image'}",
+        f"text.trainable_layers={json.dumps(layers)}", f"image.trainable_layers={json.dumps(layers)}",
+        "siamese.epochs=2", "frozen_ranker.epochs=1", "ranker.epochs=1",
+    )  # fmt: skip
+    train(read_catalogue(make_tiny_catalogue(tmp_path / "c")), config, tmp_path / "run", Reporter(quiet=True))
+    from transformers import AutoModel
+
+    trained = load_run(tmp_path / "run").model.encoder
+    for name, backbone, stack in (
+        ("text", trained.text.backbone, "transformer.layer"), ("image", trained.image.backbone, "layers"),
+    ):  # fmt: skip
+        before = AutoModel.from_pretrained(encoders / name).state_dict()
+        after = backbone.state_dict()
+        changed = {int(k.removeprefix(stack + ".").split(".")[0]) for k in after if k.startswith(stack)
+                   and not torch.equal(after[k], before[k])}  # fmt: skip
+        assert changed == moved, name
+        embeddings = [k for k in after if k.startswith("embeddings")]
+        assert all(torch.equal(after[k], before[k]) for k in embeddings) == (layers is not None)
+
+
+def test_a_named_encoder_brings_its_tokenizer(encoders: Path) -> None:
+    """The text of its tokenizer.json is what the run and the bundle carry."""
+    definition = json.loads(load_named_tokenizer(str(encoders / "text")))
+    assert definition["model"]["vocab"] == json.loads((encoders / "tokenizer.json").read_text())["model"]["vocab"]
+
+
+def test_a_random_encoder_cannot_be_frozen() -> None:
+    """Random weights that never learn are a mistake, named at once."""
+    with pytest.raises(ConfigError, match="a random encoder cannot be frozen"):
+        tiny_config("image.trainable_layers=0")
