@@ -27,7 +27,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     titles = [f"{w} no {n}" for w in ("mug", "vase", "lamp", "bowl", "chair") for n in range(9)]
     (folder / "tokenizer.json").write_text(train_wordpiece(titles, 120))
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]"
     ).save_pretrained(folder / "text")
     text = AutoConfig.for_model("distilbert", dim=16, n_layers=2, n_heads=2, hidden_dim=16, vocab_size=120)
