@@ -6,11 +6,9 @@ leaves the last whole version. No pickle: safetensors, JSON, and ``torch.load(we
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mufin.errors import CheckpointError, TrainingError
+from mufin.errors import CheckpointError
 from mufin.inputs import InputSpec
 from mufin.scoring import ScoreSpec
 from mufin.training.config import TrainConfig, config_from_json
+from mufin.training.disk import atomic_write
 from mufin.training.model import Mufin, ResidualAdapter, build_backbone, build_network
 
 MODEL_FOLDER = "model"
@@ -60,29 +59,6 @@ class Run:
 def hash_label_ids(ids: Sequence[str]) -> str:
     """SHA-256 of label ids in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, fsync it and rename it into place.
-
-    Raises TrainingError when the disk is full; what stood at ``path`` stays.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error) or "write failed" in str(error):
-            raise TrainingError(f"{path}: the disk is full; free space and run mufin-train again to resume") from error
-        raise
 
 
 def add_adapters(model: Mufin, dropout: float, spectral_norm: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mufin.inputs import BoolArray, FloatArray, Int64Array
+from mufin.training.disk import allocate
 from mufin.training.item_arrays import ItemArrays, ItemBatch
 from mufin.training.model import ItemEncoder
 
@@ -101,11 +102,7 @@ def encode_items(
         if bags is None:
             shape = (len(wanted), slots, own.shape[1])
             embeddings = np.zeros((len(wanted), own.shape[1]), np.float32)
-            bags = (
-                np.zeros(shape, np.float32)
-                if bags_path is None
-                else np.lib.format.open_memmap(bags_path, "w+", np.float32, shape)
-            )
+            bags = np.zeros(shape, np.float32) if bags_path is None else allocate(bags_path, np.float32, shape)
         width = attended.shape[1]
         # A batch whose items have few images has fewer slots; the title stays last.
         bags[rows, slots - width :] = attended
@@ -138,7 +135,7 @@ def store_titles(
     """Titles of a whole set through ``encode`` (stored form, token mask) -> (N, width), as a memory map at ``path``."""
     was_training = encoder.training
     encoder.eval()
-    stored = np.lib.format.open_memmap(path, "w+", np.float32, (len(arrays), width))
+    stored = allocate(path, np.float32, (len(arrays), width))
     order = np.argsort(arrays.token_counts, kind="stable")
     for start in range(0, len(arrays), batch_size):
         rows = order[start : start + batch_size]
@@ -160,7 +157,7 @@ def store_images(
         return np.zeros((0, width), np.float32)
     was_training = encoder.training
     encoder.eval()
-    stored = np.lib.format.open_memmap(path, "w+", np.float32, (count, width))
+    stored = allocate(path, np.float32, (count, width))
     for start in range(0, count, batch_size):
         rows = np.arange(start, min(start + batch_size, count))
         stored[rows] = encode(torch.from_numpy(arrays.images(rows)).to(device)).float().cpu().numpy()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +30,7 @@ from mufin.inputs import (
     decode_image,
     normalise_title,
 )
+from mufin.training.disk import allocate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, of how many."""
@@ -181,45 +183,49 @@ def _decode_all(
     path, marker = folder / "pixels.npy", folder / "pixels.json"
     identity = hashlib.sha256(json.dumps([str(catalogue.folder), side, names]).encode()).hexdigest()
     if marker.is_file() and json.loads(marker.read_text()) == identity:
-        return np.asarray(np.load(path, mmap_mode="r")) if not names else np.load(path, mmap_mode="r")
+        return _read_pixels(path, names)
     marker.unlink(missing_ok=True)
     if not names:
-        pixels = np.zeros((0, side, side, 3), np.uint8)
-        np.save(path, pixels)
+        np.save(path, np.zeros((0, side, side, 3), np.uint8))
     else:
-        pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(names), side, side, 3))
-        reader = ImageReader(catalogue.folder)
+        pixels = allocate(path, np.uint8, (len(names), side, side, 3))
+        with ImageReader(catalogue.folder) as reader, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
-        def read(name: str) -> Uint8Array:
-            try:
-                return decode_image(reader.read(name), side)
-            except ImageError as error:
-                raise CatalogueError(catalogue.folder / name, None, f"{error}; replace or remove the image") from error
+            def read(name: str) -> Uint8Array:
+                try:
+                    return decode_image(reader.read(name), side)
+                except ImageError as error:
+                    reason = f"{error}; replace or remove the image"
+                    raise CatalogueError(catalogue.folder / name, None, reason) from error
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for row, decoded in enumerate(_bounded_map(pool, read, names)):
                 pixels[row] = decoded
                 progress("decoding images", row + 1, len(names))
         pixels.flush()
     marker.write_text(json.dumps(identity))
-    return np.load(path, mmap_mode="r") if names else pixels
+    return _read_pixels(path, names)
 
 
-def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[str], Uint8Array], names: list[str]):  # type: ignore[no-untyped-def]
+def _read_pixels(path: Path, names: list[str]) -> Uint8Array:
+    return np.asarray(np.load(path)) if not names else np.load(path, mmap_mode="r")
+
+
+def _bounded_map(
+    pool: ThreadPoolExecutor, function: Callable[[str], Uint8Array], names: list[str]
+) -> Iterator[Uint8Array]:
     """``pool.map`` that keeps at most 256 results waiting, so that memory stays bounded."""
     iterator = iter(names)
-    waiting = [pool.submit(function, name) for name in islice(iterator, 256)]
+    waiting = deque(pool.submit(function, name) for name in islice(iterator, 256))
     while waiting:
-        done = waiting.pop(0)
-        for name in islice(iterator, 1):
-            waiting.append(pool.submit(function, name))
+        done = waiting.popleft()
+        waiting.extend(pool.submit(function, name) for name in islice(iterator, 1))
         yield done.result()
 
 
 def _tokenise(
     items: Sequence[Item], spec: InputSpec, tokenizer: TitleTokenizer, path: Path
 ) -> tuple[Int64Array, Int64Array]:
-    ids = np.lib.format.open_memmap(path, "w+", np.int32, (max(1, len(items)), spec.max_title_tokens))
+    ids = allocate(path, np.int32, (max(1, len(items)), spec.max_title_tokens))
     counts = np.zeros(len(items), dtype=np.int64)
     for start in range(0, len(items), _TITLES_AT_ONCE):
         batch = tokenizer.encode([i.title for i in items[start : start + _TITLES_AT_ONCE]])

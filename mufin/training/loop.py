@@ -22,6 +22,7 @@ from mufin.errors import TrainingError
 from mufin.inputs import Int64Array
 from mufin.training.checkpoint import TrainState, has_adapters, save_state
 from mufin.training.config import TrainConfig
+from mufin.training.disk import full_disk_explained
 from mufin.training.model import Mufin
 from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
@@ -48,7 +49,8 @@ class Session:
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
         if self.workers.is_main:
-            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as handle:
+            path = self.folder / METRICS_FILE
+            with full_disk_explained(path), path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(values) + "\n")
 
     def spend(self, stage: str, since: float) -> float:

@@ -23,7 +23,6 @@ from mufin.training.checkpoint import (
     RunFacts,
     TrainState,
     add_adapters,
-    atomic_write,
     finished_metrics,
     has_adapters,
     load_state,
@@ -31,6 +30,7 @@ from mufin.training.checkpoint import (
 )
 from mufin.training.config import RankerConfig, TrainConfig
 from mufin.training.curves import draw_curves
+from mufin.training.disk import atomic_write
 from mufin.training.encode import (
     embed_items,
 )

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 
 from mufin.catalogue import read_catalogue
 from mufin.errors import CheckpointError, ConfigError, TrainingError
-from mufin.training.checkpoint import atomic_write, load_run
+from mufin.training.checkpoint import load_run
 from mufin.training.config import TrainConfig, build_config
+from mufin.training.disk import allocate, atomic_write
 from mufin.training.evaluation import rank_split
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
@@ -189,6 +191,17 @@ def test_ablations_train(changes: list[str], catalogue_folder: Path, tmp_path: P
     assert 0 <= metrics["full"]["P@1"] <= 1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_with_sparse_classifiers(precision: str, catalogue_folder: Path, tmp_path: Path) -> None:
+    """Forward in half precision, weights in fp32; fp16 goes through the gradient scaler, sparse gradients, too."""
+    config = tiny_config(f"precision={precision}", "sparse_classifiers=true")
+    train(read_catalogue(catalogue_folder), config, tmp_path / "run", Reporter(quiet=True))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line.get("module") == "siamese"]
+    assert losses[-1] < losses[0]
+    assert all(tensor.dtype != torch.float16 for tensor in weights(tmp_path / "run").values())
+
+
 def test_nan_loss_ends_with_the_place_and_an_intact_checkpoint(catalogue_folder: Path, tmp_path: Path) -> None:
     """A loss that is no number names module, epoch and step; the state to resume from is still readable."""
     config = tiny_config("siamese.learning_rate=1e30")
@@ -223,6 +236,39 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the disk is full; free space and run mufin-train again"):
         atomic_write(target, write)
     assert target.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_training_onto_a_full_disk_ends_with_the_remedy(catalogue_folder: Path, small_disk: Path) -> None:
+    """Really full: the run ends with a message; the last checkpoint can be read, or nothing half-written is there."""
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 900_000)
+    with pytest.raises(TrainingError, match="the disk is full; free space and run mufin-train again"):
+        train(read_catalogue(catalogue_folder), tiny_config(), small_disk / "run", Reporter(quiet=True))
+    assert not list(small_disk.rglob("*.partial"))
+    state = small_disk / "run" / "state.pt"
+    assert not state.exists() or torch.load(state, weights_only=True)["module"]
+
+
+def test_a_memory_map_that_does_not_fit_is_refused_at_once(small_disk: Path) -> None:
+    """Not by a SIGBUS at the first write into a hole."""
+    with pytest.raises(TrainingError, match="the disk is full"):
+        allocate(small_disk / "a.npy", np.float32, (1_000_000,))
 
 
 def test_titles_longer_than_the_encoder_are_refused(catalogue_folder: Path, tmp_path: Path) -> None:

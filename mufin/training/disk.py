@@ -1,0 +1,67 @@
+"""Writing what may fill a disk: whole or not at all, and with a message that says what to do.
+
+Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mufin.errors import TrainingError
+
+_NEXT_TO_NOTHING_BYTES = 1 << 16
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn the many forms of "no space left" into one TrainingError that names ``path`` and the remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # torch and safetensors lose the error number; what was written so far still fills the disk here.
+        if full or (isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < _NEXT_TO_NOTHING_BYTES):
+            raise TrainingError(
+                f"{path}: the disk is full; free space and run mufin-train again to resume from the last checkpoint"
+            ) from error
+        raise
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, fsync it and rename it into place.
+
+    Raises TrainingError when the disk is full; what stood at ``path`` stays.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with full_disk_explained(path):
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def allocate(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[Any]]:
+    """A new .npy memory map whose blocks are reserved: a full disk is an error here, not a SIGBUS at the first write."""
+    with full_disk_explained(path):
+        array: np.memmap[tuple[int, ...], np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    return array
