@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,6 +41,8 @@ class RunFacts:
     label_ids_sha256: str
     """Of the label ids in order, newline-joined."""
     train_pairs: int
+    content_sha256: str
+    """Of ids, titles, image names, pairs of train and valid, and exclude pairs."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def load_run(folder: Path) -> Run:
             add_adapters(model, config.network.dropout, config.network.spectral_norm)
         model.load_state_dict(load_file(str(target / "model.safetensors")), strict=True)
         tokenizer_json = (target / "tokenizer.json").read_text(encoding="utf-8")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be read: {error}") from error
     score_spec = ScoreSpec.from_json(values["score_spec"])
     return Run(model.eval(), config, config.inputs, score_spec, tokenizer_json, facts, values["metrics"])
@@ -180,7 +184,7 @@ def load_state(folder: Path, identity: str) -> TrainState | None:
         return None
     try:
         state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; delete the run folder and train again") from error
     _check_identity(folder, state.identity, identity)
     return state

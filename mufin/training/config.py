@@ -123,6 +123,8 @@ class SiameseConfig:
         )
         _require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
         _require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
+        _require(self.hard_negatives >= 1, f"siamese.hard_negatives is {self.hard_negatives}, needs at least 1")
+        _require(min(self.random_epochs, self.warmup_epochs) >= 0, "random_epochs and warmup_epochs need 0 or more")
         _require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
         _require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
         _require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
@@ -141,6 +143,7 @@ class ShortlistConfig:
     """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
 
     def __post_init__(self) -> None:
+        _require(self.head_frequency >= 0, f"shortlist.head_frequency is {self.head_frequency}, needs 0 or more")
         _require(self.size >= 1, f"shortlist.size is {self.size}, needs at least 1")
 
 
@@ -186,6 +189,11 @@ class RankerConfig:
         _require(self.batch_size >= 1, f"ranker batch_size is {self.batch_size}, needs at least 1")
         _require(self.positives >= 1, "a ranker that draws no positives learns nothing: positives needs at least 1")
         _require(self.negatives + self.random_negatives >= 1, "negatives + random_negatives needs at least 1")
+        rates = (self.encoder_learning_rate, self.cross_learning_rate, self.classifier_learning_rate)
+        _require(min(rates) >= 0 and max(rates) > 0, f"ranker learning rates are {rates}: need 0 or more, one above 0")
+        _require(self.accumulation >= 1, f"ranker accumulation is {self.accumulation}, needs at least 1")
+        _require(self.scale > 0, f"ranker scale is {self.scale}, must be positive")
+        _require(min(self.warmup_epochs, self.reshortlist_epochs) >= 0, "ranker epochs counts need 0 or more")
         _require(self.drop_hardest >= 0, f"drop_hardest is {self.drop_hardest}, needs 0 or more")
 
 
@@ -251,6 +259,8 @@ class TrainConfig:
             f"classifier_init is {self.classifier_init!r} and siamese.classifier_weight {self.siamese.classifier_weight}: "
             "set classifier_init=siamese exactly when module 1 trains classifiers",
         )
+        _require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
+        _require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")
         _require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
         _require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")
 

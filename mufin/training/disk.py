@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from mufin.errors import TrainingError
 
@@ -26,10 +27,10 @@ def full_disk_explained(path: Path) -> Iterator[None]:
     """Turn the many forms of "no space left" into one TrainingError that names ``path`` and the remedy."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         # torch and safetensors lose the error number; what was written so far still fills the disk here.
-        if full or (isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < _NEXT_TO_NOTHING_BYTES):
+        if full or (not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < _NEXT_TO_NOTHING_BYTES):
             raise TrainingError(
                 f"{path}: the disk is full; free space and run mufin-train again to resume from the last checkpoint"
             ) from error

@@ -166,6 +166,10 @@ def prepare(
     for number, (items, (offsets, rows)) in enumerate(zip(sets, layouts, strict=True)):
         ids, counts = _tokenise(items, spec, tokenizer, folder / f"tokens-{number}.npy")
         has_title = np.fromiter((bool(normalise_title(i.title)) for i in items), np.bool_, len(items))
+        empty = np.flatnonzero(~has_title & (np.diff(offsets) == 0))
+        if len(empty):
+            reason = f"has no title, and inputs.max_images {spec.max_images} leaves it no image: allow at least 1"
+            raise CatalogueError(catalogue.folder, None, f"item {items[empty[0]].id!r} {reason}")
         arrays.append(ItemArrays(ids, counts, has_title, offsets, rows, pixels))
     return arrays[0], arrays[-1]
 
@@ -181,7 +185,9 @@ def _decode_all(
 ) -> Uint8Array:
     side = spec.image_side_pixels
     path, marker = folder / "pixels.npy", folder / "pixels.json"
-    identity = hashlib.sha256(json.dumps([str(catalogue.folder), side, names]).encode()).hexdigest()
+    identity = hashlib.sha256(
+        json.dumps([str(catalogue.folder.resolve()), side, _stamps(catalogue, names)]).encode()
+    ).hexdigest()
     if marker.is_file() and json.loads(marker.read_text()) == identity:
         return _read_pixels(path, names)
     marker.unlink(missing_ok=True)
@@ -204,6 +210,16 @@ def _decode_all(
         pixels.flush()
     marker.write_text(json.dumps(identity))
     return _read_pixels(path, names)
+
+
+def _stamps(catalogue: Catalogue, names: list[str]) -> list[list[object]]:
+    """Name, size and time of every image file: a replaced picture is decoded anew. URLs have their name only."""
+    stamps: list[list[object]] = []
+    for name in names:
+        path = catalogue.folder / name
+        known = path.stat() if path.is_file() else None
+        stamps.append([name] if known is None else [name, known.st_size, known.st_mtime_ns])
+    return stamps
 
 
 def _read_pixels(path: Path, names: list[str]) -> Uint8Array:

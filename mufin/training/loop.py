@@ -23,6 +23,7 @@ from mufin.inputs import Int64Array
 from mufin.training.checkpoint import TrainState, has_adapters, save_state
 from mufin.training.config import TrainConfig
 from mufin.training.disk import full_disk_explained
+from mufin.training.memory import out_of_memory_explained
 from mufin.training.model import Mufin
 from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
@@ -116,8 +117,8 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
         _save(session, module, optimizers, scaler, 0, 0)
     last_save = time.monotonic()
     while epoch < module.epochs:
-        batches = module.batches(epoch)
         started = time.monotonic()
+        batches = module.batches(epoch)
         losses: list[float] = []
         while step < len(batches):
             due = time.monotonic() - last_save > session.config.checkpoint_minutes * 60
@@ -155,44 +156,68 @@ def _step(
     session: Session, module: Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
     epoch: int, step: int, batches: Sequence[Int64Array],
 ) -> float:  # fmt: skip
-    config = session.config
-    random = generator(config.seed, module.name, epoch, step)
+    random = generator(session.config.seed, module.name, epoch, step)
+    session.workers.same_buffers(session.model)
     torch.manual_seed(int(random.integers(2**62)) + session.workers.rank)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    what = f"{module.name}, epoch {epoch + 1}, step {step + 1} of {len(batches[step])} products"
+    remedy = "Lower batch_size and raise accumulation, or use gradient_checkpointing"
+    with out_of_memory_explained(what, remedy):
+        value = _accumulate(session, module, scaler, batches[step], random, f"epoch {epoch + 1}, step {step + 1}")
+        if (step + 1) % module.accumulation == 0 or step + 1 == len(batches):
+            steps = len(batches)
+            factor = schedule(epoch * steps + step, module.epochs * steps, module.warmup_epochs * steps)
+            _update(session, module, optimizers, scaler, factor, f"epoch {epoch + 1}, step {step + 1}")
+    return value
+
+
+def _accumulate(
+    session: Session, module: Module, scaler: torch.amp.GradScaler, rows: Int64Array, random: np.random.Generator, place: str
+) -> float:  # fmt: skip
+    """Forward and backward of one batch; returns its loss."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(session.config.precision)
     began = time.monotonic()
-    try:
-        with torch.autocast(session.device.type, dtype=dtype, enabled=dtype is not None):
-            loss = module.loss(batches[step], random)
-        value = session.workers.total(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"{module.name}, epoch {epoch + 1}, step {step + 1}: the loss is {value}; "
-                "the last checkpoint is intact. Lower the learning rate, raise warmup_epochs, "
-                "or use precision bf16 or fp32"
-            )
-        began = session.spend("forward", began)
-        scaler.scale(loss / module.accumulation).backward()  # type: ignore[no-untyped-call]
-        began = session.spend("backward", began)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    with torch.autocast(session.device.type, dtype=dtype, enabled=dtype is not None):
+        loss = module.loss(rows, random)
+    value = session.workers.total(loss.detach())
+    if not np.isfinite(value):
         raise TrainingError(
-            f"{module.name}, epoch {epoch + 1}, step {step + 1}: "
-            f"out of memory with {len(batches[step])} products a step; the last checkpoint is intact. "
-            "Lower batch_size and raise accumulation, or use gradient_checkpointing"
-        ) from error
-    if (step + 1) % module.accumulation == 0 or step + 1 == len(batches):
-        factor = schedule(
-            epoch * len(batches) + step, module.epochs * len(batches), module.warmup_epochs * len(batches)
+            f"{module.name}, {place}: the loss is {value}; the last checkpoint is intact. "
+            "Lower the learning rate, raise warmup_epochs, or use precision bf16 or fp32"
         )
-        session.workers.reduce_gradients(p for group in module.groups for p in group.parameters)
-        for optimizer, group in zip(optimizers, (g for g in module.groups if g.parameters), strict=True):
-            for settings in optimizer.param_groups:
-                settings["lr"] = group.learning_rate * factor
-            scaler.step(optimizer)
-        scaler.update()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        session.spend("optimiser", began)
-    return float(value)
+    began = session.spend("forward", began)
+    scaler.scale(loss / module.accumulation).backward()  # type: ignore[no-untyped-call]
+    session.spend("backward", began)
+    return value
+
+
+def _update(
+    session: Session, module: Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
+    factor: float, place: str,
+) -> None:  # fmt: skip
+    """One step of every optimiser, at its group's learning rate times ``factor``."""
+    began = time.monotonic()
+    session.workers.reduce_gradients(p for group in module.groups for p in group.parameters)
+    if not scaler.is_enabled():
+        _check_gradients(module, place)
+    for optimizer, group in zip(optimizers, (g for g in module.groups if g.parameters), strict=True):
+        for settings in optimizer.param_groups:
+            settings["lr"] = group.learning_rate * factor
+        scaler.step(optimizer)
+    scaler.update()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    session.spend("optimiser", began)
+
+
+def _check_gradients(module: Module, place: str) -> None:
+    """Before they reach the weights: a checkpoint must never hold what cannot be trained on."""
+    gradients = [p.grad for group in module.groups for p in group.parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(g.coalesce().values() if g.is_sparse else g) for g in gradients]
+    if norms and not bool(torch.isfinite(torch.stack(norms)).all()):
+        raise TrainingError(
+            f"{module.name}, {place}: a gradient is not finite; the last checkpoint is intact. "
+            "Lower the learning rate or raise warmup_epochs"
+        )
 
 
 def _save(

@@ -118,7 +118,7 @@ def draw_candidates(
     shortlists (all rows, K) best first, padded -1. Without replacement; positives need not be in the shortlist.
     ``masked`` (B, L) are labels that count neither as relevant nor as negative (exclude pairs).
     Returns labels (B, C), which of them are relevant (B, C), and which are real draws (B, C): a row short of
-    material repeats label 0 there, to be left out of the loss.
+    material repeats its first label there, to be left out of the loss.
     """
     width = negatives + random_negatives + positives
     labels = np.zeros((len(rows), width), dtype=np.int64)
@@ -126,6 +126,7 @@ def draw_candidates(
     real = np.zeros((len(rows), width), dtype=np.bool_)
     for position, row in enumerate(rows):
         own = relevance.row(int(row))
+        labels[position] = own[0]
         known = np.concatenate([own, masked.row(position)])
         short = shortlists[row]
         short = short[short >= 0]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from mufin.errors import ConfigError
 from mufin.training.config import EncoderConfig, NetworkConfig
 
 
@@ -68,10 +69,16 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
         options = {k: v for k, v in backbone_config.items() if k != "model_type"}
         return from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
     if config.name is not None:
-        extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)
-        return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))
+        try:
+            extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)
+            return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"encoder {config.name!r} cannot be loaded by name or from a folder: {error}") from error
     options = {k: v for k, v in config.options.items() if k != "model_type"}
-    return from_config(AutoConfig.for_model(config.options["model_type"], **options))
+    try:
+        return from_config(AutoConfig.for_model(config.options["model_type"], **options))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"encoder options {dict(config.options)} make no encoder: {error}") from error
 
 
 def from_config(config: Any) -> PreTrainedModel:
@@ -199,6 +206,15 @@ class ItemEncoder(nn.Module):
     def __init__(self, text: TextEncoder, image: ImageEncoder, self_attention: BagAttention | None) -> None:
         super().__init__()
         self.text, self.image, self.self_attention = text, image, self_attention
+
+    def train(self, mode: bool = True) -> ItemEncoder:
+        """Training mode for what is trained: frozen blocks keep their statistics and drop nothing."""
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters())
+            if own and not any(p.requires_grad for p in own):
+                module.eval()
+        return self
 
     def attend(self, bag: Tensor, mask: Tensor) -> Tensor:
         """Raw bag (B, S, D), mask (B, S) bool -> bag after self-attention (B, S, D)."""

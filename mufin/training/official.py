@@ -236,6 +236,8 @@ def check(folder: Path) -> list[Comparison]:
     unknown = sorted(set(expected) - set(ours))
     if unknown:
         raise CheckpointError(f"{folder}/expected.npz: arrays not known: {', '.join(unknown)}")
+    if not expected:
+        raise CheckpointError(f"{folder}/expected.npz holds no array: nothing would be checked")
     return [Comparison(name, _difference(name, ours, expected)) for name in expected]
 
 

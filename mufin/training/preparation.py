@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 
 from mufin.catalogue import Catalogue, Relevance
-from mufin.errors import ConfigError
+from mufin.errors import CatalogueError, ConfigError
 from mufin.inputs import Int64Array, TitleTokenizer
 from mufin.training.checkpoint import RunFacts, hash_label_ids
 from mufin.training.config import TrainConfig
@@ -40,11 +40,24 @@ class TrainingData:
 
 
 def run_facts(catalogue: Catalogue) -> RunFacts:
-    """What the run is trained on."""
+    """What the run is trained on. Raises CatalogueError without training pairs."""
+    if "train" not in catalogue.splits:
+        raise CatalogueError(catalogue.folder / "train.csv", None, "is missing: training needs relevant pairs")
+    content = hashlib.sha256()
+    for item in [*catalogue.products, *catalogue.labels]:
+        content.update(json.dumps([item.id, item.title, item.images]).encode())
+    for split in (catalogue.splits["train"], catalogue.splits["valid"]):
+        for array in (split.products, split.relevance.indptr, split.relevance.indices):
+            content.update(array.tobytes())
+    content.update(catalogue.exclude.indptr.tobytes() + catalogue.exclude.indices.tobytes())
     return RunFacts(
-        str(catalogue.folder.resolve()), len(catalogue.products), len(catalogue.labels),
-        hash_label_ids([label.id for label in catalogue.labels]), len(catalogue.splits["train"].relevance.indices),
-    )  # fmt: skip
+        catalogue=str(catalogue.folder.resolve()),
+        product_count=len(catalogue.products),
+        label_count=len(catalogue.labels),
+        label_ids_sha256=hash_label_ids([label.id for label in catalogue.labels]),
+        train_pairs=len(catalogue.splits["train"].relevance.indices),
+        content_sha256=content.hexdigest(),
+    )
 
 
 def run_identity(config: TrainConfig, facts: RunFacts) -> str:
@@ -103,5 +116,9 @@ def _freeze(backbone: nn.Module, trainable_layers: int | None) -> None:
         raise ConfigError(f"{type(backbone).__name__} has no list of blocks: trainable_layers must be null or 0")
     if trainable_layers:
         blocks = max(stacks, key=len)
+        if trainable_layers > len(blocks):
+            raise ConfigError(
+                f"trainable_layers is {trainable_layers}, {type(backbone).__name__} has {len(blocks)} blocks"
+            )
         for block in list(blocks)[-trainable_layers:]:
             block.requires_grad_(True)

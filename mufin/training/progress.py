@@ -37,7 +37,7 @@ class Reporter:
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
             )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._last_line = 0.0
 
     def __enter__(self) -> Reporter:
@@ -61,10 +61,10 @@ class Reporter:
             self._bars.update(self._tasks[task], completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        started = self._started.setdefault(task, now)
+        started, first = self._started.setdefault(task, (now, done - 1))
         if done >= total or now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (now - started) / max(done, 1) * (total - done)
+            left = (now - started) / max(done - first, 1) * (total - done)
             print(f"{task}: {done}/{total}, {now - started:.0f} s, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
 
     def say(self, text: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mufin.catalogue import Catalogue, ensure_validation
+from mufin.errors import CheckpointError
 from mufin.inputs import Int64Array, TitleTokenizer
 from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import (
@@ -40,6 +41,7 @@ from mufin.training.evaluation import (
 from mufin.training.fusion import choose_fusion_weight, fit_calibration, relevant_at
 from mufin.training.item_arrays import prepare
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
+from mufin.training.memory import out_of_memory_explained
 from mufin.training.mining import (
     balanced_clusters,
     clustered_batches,
@@ -78,35 +80,46 @@ def train(
     finished = finished_metrics(folder, identity)
     if finished is not None:
         reporter.say(f"{folder} is finished already")
+        if workers.is_main:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     resumed = load_state(folder, identity)
+    workers.wait()  # nobody writes before all have read
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.manual_seed(config.seed)
-    tokenizer_json = tokenizer_json_of(catalogue, config)
-    tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
-    cache = folder / "cache" / str(workers.rank)
-    products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step)
-    data = training_data(catalogue, products, labels)
-    model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
-    session = Session(config, model, device, folder, reporter, workers, identity)
-    if resumed is None:
-        (folder / METRICS_FILE).unlink(missing_ok=True)
-        session.log(config=config.to_json(), facts=asdict(facts))
-    else:
-        _restore(session, resumed)
-        reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
-    data = with_frozen_backbones(session, data, cache)
-    for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
-        here = resumed if resumed is not None and resumed.module == module else None
-        if module == "siamese":
-            train_siamese(session, data, here)
+    remedy = "Lower the batch sizes (encode_batch_size, too), or the number of images"
+    with out_of_memory_explained("mufin-train", remedy):
+        tokenizer_json = tokenizer_json_of(catalogue, config)
+        tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
+        cache = folder / "cache" / str(workers.rank)
+        products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step)
+        data = training_data(catalogue, products, labels)
+        model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
+        session = Session(config, model, device, folder, reporter, workers, identity)
+        if resumed is None:
+            if workers.is_main:
+                (folder / METRICS_FILE).unlink(missing_ok=True)
+            session.log(config=config.to_json(), facts=asdict(facts))
         else:
-            train_ranker(
-                session, data, config.frozen_ranker if module == "frozen_ranker" else config.ranker, module, cache, here
-            )
-    metrics = finish(session, data, tokenizer_json, facts, cache)
+            _restore(session, resumed)
+            reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
+        data = with_frozen_backbones(session, data, cache)
+        for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
+            here = resumed if resumed is not None and resumed.module == module else None
+            if module == "siamese":
+                train_siamese(session, data, here)
+            else:
+                train_ranker(
+                    session,
+                    data,
+                    config.frozen_ranker if module == "frozen_ranker" else config.ranker,
+                    module,
+                    cache,
+                    here,
+                )
+        metrics = finish(session, data, tokenizer_json, facts, cache)
     workers.wait()
     if workers.is_main:
         shutil.rmtree(folder / "cache")
@@ -150,10 +163,11 @@ def _recluster(session: Session, data: TrainingData, random: np.random.Generator
     settings, config = session.config.siamese, session.config
     encoder, size, device = session.model.encoder, config.encode_batch_size, session.device
     vectors = torch.from_numpy(embed_items(encoder, data.products, data.train_rows, size, device)).to(device)
-    session.clusters = balanced_clusters(vectors, settings.cluster_size, random)
+    clusters = balanced_clusters(vectors, settings.cluster_size, random)
+    session.clusters = [c.numpy() for c in session.workers.same([torch.from_numpy(c) for c in clusters])]
     if settings.hard_positives:
         labels = embed_items(encoder, data.labels, None, size, device)
-        session.positives = [vectors.cpu(), torch.from_numpy(labels)]
+        session.positives = session.workers.same([vectors.cpu(), torch.from_numpy(labels)])
 
 
 def train_ranker(
@@ -166,18 +180,25 @@ def train_ranker(
     if settings.epochs == 0:
         return
     config, model, frozen = session.config, session.model, name == "frozen_ranker"
+    every = settings.reshortlist_epochs
+    start = 0 if resumed is None else resumed.epoch
+    # The first shortlists come from the encoder as module 1 left it, before adapters change it (module 2).
+    made = start - start % every if every else 0
+    fresh = resumed is None or (resumed.step == 0 and start == made and start > 0)
+    shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{made}.npy", may_compute=fresh)
     if resumed is None and not has_adapters(model) and (frozen or config.frozen_ranker.epochs == 0):
         _begin_ranking(session, data, frozen)
     if frozen:
+        began = time.monotonic()
         data = with_stored_features(session, data, cache)
-    shortlists = _shortlists(session, data, cache / f"shortlists-{name}.npy", fresh=resumed is None)
+        session.spend("features", began)
 
     def batches(epoch: int) -> list[Int64Array]:
-        nonlocal shortlists
+        nonlocal shortlists, made
         began = time.monotonic()
-        if settings.reshortlist_epochs and epoch and epoch % settings.reshortlist_epochs == 0:
-            mid_epoch = resumed is not None and resumed.epoch == epoch and resumed.step > 0
-            shortlists = _shortlists(session, data, cache / f"shortlists-{name}.npy", fresh=not mid_epoch)
+        if every and epoch % every == 0 and epoch != made:
+            shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{epoch}.npy", may_compute=True)
+            made = epoch
         session.spend("shortlist", began)
         return random_batches(len(data.train_rows), settings.batch_size, generator(config.seed, name, epoch))
 
@@ -206,22 +227,31 @@ def _begin_ranking(session: Session, data: TrainingData, frozen: bool) -> None:
             model.classifiers.free.weight.copy_(torch.from_numpy(labels))
 
 
-def _shortlists(session: Session, data: TrainingData, path: Path, fresh: bool) -> Int64Array:
-    """Module 2: (train products, K) labels best first, padded -1; kept on disk so that a resumed run has the same."""
-    if not fresh and path.is_file():
-        return np.asarray(np.load(path))
+def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: bool) -> Int64Array:
+    """Module 2: (train products, K) labels best first, padded -1, as a memory map of int32 at ``path``.
+
+    Kept on disk so that a resumed run has the same. Raises CheckpointError when they are gone and the encoder that
+    made them has moved on.
+    """
     config, encoder, device = session.config, session.model.encoder, session.device
-    labels = embed_items(encoder, data.labels, None, config.encode_batch_size, device)
-    queries = embed_items(encoder, data.products, data.train_rows, config.encode_batch_size, device)
-    search = LabelSearch(labels, data.frequency, config.shortlist)
-    found, _ = search.search(queries, min(config.shortlist.size, len(data.labels)))
+    began = time.monotonic()
+    if not session.workers.all_agree(path.is_file()):
+        if not may_compute:
+            raise CheckpointError(f"{path} is gone, and cannot be made again in mid-training: train into a new folder")
+        labels = embed_items(encoder, data.labels, None, config.encode_batch_size, device)
+        queries = embed_items(encoder, data.products, data.train_rows, config.encode_batch_size, device)
+        search = LabelSearch(labels, data.frequency, config.shortlist)
+        found, _ = search.search(queries, min(config.shortlist.size, len(data.labels)))
+        (found_everywhere,) = session.workers.same([torch.from_numpy(found.astype(np.int32))])
 
-    def write(target: Path) -> None:
-        with target.open("wb") as handle:
-            np.save(handle, found)
+        def write(target: Path) -> None:
+            with target.open("wb") as handle:
+                np.save(handle, found_everywhere.numpy())
 
-    atomic_write(path, write)
-    return found
+        atomic_write(path, write)
+    session.spend("shortlist", began)
+    shortlists: Int64Array = np.load(path, mmap_mode="r")
+    return shortlists
 
 
 def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path) -> dict[str, Any]:
@@ -239,7 +269,6 @@ def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: Run
     session.log(module="finish", fusion_weight=alpha, fusion_curve=curve, metrics=metrics)
     metrics_and_weight = {"fusion_weight": alpha, **metrics}
     if session.workers.is_main:
-        draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
         save_run(
             session.folder,
             session.model,
@@ -250,6 +279,7 @@ def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: Run
             metrics_and_weight,
             session.identity,
         )
+        draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
     return metrics_and_weight
 
 
@@ -264,4 +294,4 @@ def _restore(session: Session, state: TrainState) -> None:
     metrics = session.folder / METRICS_FILE
     if session.workers.is_main and metrics.exists():
         with metrics.open("r+b") as handle:
-            handle.truncate(state.metrics_bytes)
+            handle.truncate(min(state.metrics_bytes, metrics.stat().st_size))

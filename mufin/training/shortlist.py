@@ -15,6 +15,16 @@ _HNSW_NEIGHBOURS = 100
 _QUERIES_AT_ONCE = 4096
 
 
+def _add_in_order(index: faiss.Index, embeddings: FloatArray) -> None:
+    """On one thread: several insert in any order, and the graph, so the shortlist, would differ from run to run."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        index.add(embeddings)
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
 class LabelSearch:
     """Cosine search over label embeddings (L, D), unit length."""
 
@@ -32,7 +42,7 @@ class LabelSearch:
         if len(self._tail):
             near = faiss.IndexHNSWFlat(dimension, _HNSW_NEIGHBOURS // 2, faiss.METRIC_INNER_PRODUCT)
             near.hnsw.efConstruction = near.hnsw.efSearch = max(300, config.size)
-            near.add(embeddings[self._tail])
+            _add_in_order(near, embeddings[self._tail])
             self._near = near
 
     def search(self, queries: FloatArray, k: int) -> tuple[Int64Array, FloatArray]:

@@ -71,7 +71,10 @@ def load_named_tokenizer(name: str) -> str:
     """The fast tokenizer of a hub name or local folder, as the text of a tokenizer.json."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded by name or from a folder: {error}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json); name an encoder that has one")

@@ -38,6 +38,28 @@ class Workers:
         if self._accelerator is not None and self.count > 1:
             self._accelerator.wait_for_everyone()
 
+    def same(self, arrays: list[Tensor]) -> list[Tensor]:
+        """Rank 0's tensors on every worker: what is drawn from must not differ by a bit among them."""
+        if self.count == 1:
+            return arrays
+        held = [arrays]
+        torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def all_agree(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on every worker."""
+        if self.count == 1:
+            return flag
+        flags: list[bool] = [flag] * self.count
+        torch.distributed.all_gather_object(flags, flag)
+        return all(flags)
+
+    def same_buffers(self, module: nn.Module) -> None:
+        """Rank 0's running statistics on every worker, as DistributedDataParallel sends them."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def share(self, rows: Int64Array) -> Int64Array:
         """This worker's part of a step's rows, consecutive, sizes differing by one at most."""
         bounds = [len(rows) * r // self.count for r in (self.rank, self.rank + 1)]
@@ -76,7 +98,7 @@ class Workers:
 
 
 def _gather_sparse(gradient: Tensor, count: int) -> Tensor:
-    """Sum of row-sparse gradients of all workers: rows are padded with row 0 and value 0 to one length."""
+    """Sum of row-sparse gradients of all workers: padded to one length on the way."""
     indices, values = gradient.indices()[0], gradient.values()
     length = torch.tensor([len(indices)], device=indices.device)
     lengths = [torch.zeros_like(length) for _ in range(count)]
@@ -90,6 +112,7 @@ def _gather_sparse(gradient: Tensor, count: int) -> Tensor:
     all_values = [torch.zeros_like(padded_values) for _ in range(count)]
     torch.distributed.all_gather(all_rows, padded_rows)
     torch.distributed.all_gather(all_values, padded_values)
-    return torch.sparse_coo_tensor(
-        torch.cat(all_rows)[None], torch.cat(all_values), gradient.shape, check_invariants=False
-    ).coalesce()
+    kept = [int(item) for item in lengths]
+    rows = torch.cat([r[:k] for r, k in zip(all_rows, kept, strict=True)])
+    total = torch.cat([v[:k] for v, k in zip(all_values, kept, strict=True)])
+    return torch.sparse_coo_tensor(rows[None], total, gradient.shape, check_invariants=False).coalesce()

@@ -97,12 +97,16 @@ def test_seeded_runs_are_equal_to_the_last_bit(catalogue_folder: Path, finished:
 
 
 @pytest.mark.parametrize("module", ["siamese", "frozen_ranker", "ranker"])
+@pytest.mark.parametrize("minutes", [0, 10], ids=["resumes-in-mid-epoch", "repeats-the-epoch"])
 def test_killed_and_resumed_reaches_the_same_weights(
-    module: str, catalogue_folder: Path, finished: Path, tmp_path: Path
+    minutes: int, module: str, catalogue_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
-    """kill -9 in each module, then the same command again: same weights, same metrics lines, as if nothing happened."""
+    """kill -9 in each module, then the same command again: same weights, same metrics lines, as if nothing happened.
+
+    With a checkpoint after every step the epoch goes on; with one an epoch its steps are repeated.
+    """
     run = tmp_path / "killed"
-    # Checkpoints after every step; a pause in the middle of the module's second epoch gives time to kill.
+    # A pause in the middle of the module's second epoch gives time to kill.
     script = (
         "import sys, time\n"
         "from mufin.training import loop\n"
@@ -116,7 +120,7 @@ def test_killed_and_resumed_reaches_the_same_weights(
         "main(sys.argv[2:])\n"
     )
     arguments = [str(catalogue_folder), str(run), "--quiet"]
-    for change in [*TINY, "checkpoint_minutes=0"]:
+    for change in [*TINY, f"checkpoint_minutes={minutes}"]:
         arguments += ["--set", change]
     process = subprocess.Popen([sys.executable, "-c", script, module, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -124,7 +128,7 @@ def test_killed_and_resumed_reaches_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (run / "model" / "run.json").exists()
-    train(read_catalogue(catalogue_folder), tiny_config("checkpoint_minutes=0"), run, Reporter(quiet=True))
+    train(read_catalogue(catalogue_folder), tiny_config(f"checkpoint_minutes={minutes}"), run, Reporter(quiet=True))
     assert same(finished, run)
 
     def losses(folder: Path) -> list[float]:
@@ -205,10 +209,13 @@ def test_half_precision_trains_with_sparse_classifiers(precision: str, catalogue
 def test_nan_loss_ends_with_the_place_and_an_intact_checkpoint(catalogue_folder: Path, tmp_path: Path) -> None:
     """A loss that is no number names module, epoch and step; the state to resume from is still readable."""
     config = tiny_config("siamese.learning_rate=1e30")
-    with pytest.raises(TrainingError, match=r"siamese, epoch \d+, step \d+: the loss is nan.*Lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"siamese, epoch \d+, step \d+: (the loss is nan|a gradient is not finite).*Lower"
+    ):
         train(read_catalogue(catalogue_folder), config, tmp_path / "run", Reporter(quiet=True))
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["module"] == "siamese"
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state["model"].values())
 
 
 def test_out_of_memory_names_the_remedy(
@@ -220,7 +227,7 @@ def test_out_of_memory_names_the_remedy(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("mufin.training.recipe.siamese_loss", too_large)
-    with pytest.raises(TrainingError, match=r"out of memory with 16 products a step.*Lower batch_size"):
+    with pytest.raises(TrainingError, match=r"step 1 of 16 products: out of memory.*Lower batch_size"):
         train(read_catalogue(catalogue_folder), tiny_config(), tmp_path / "run", Reporter(quiet=True))
 
 
