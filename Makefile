@@ -119,6 +119,12 @@ audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
 lock: ## write requirements/*.txt anew (needs uv)
 	requirements/lock.sh
 
+.PHONY: bench bench-smoke
+bench: $(VENV)/.dev-installed ## every benchmark, full size: minutes; figures go to bench/results
+	$(BIN)/python -m bench.training_memory --out bench/results/training-memory.json
+bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run, no figures
+	$(BIN)/python -m bench.training_memory --pairs 4000 --smoke
+
 # ---- containers
 
 .PHONY: image image-train test-deploy

@@ -89,13 +89,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="toy label counts: whether it runs")
     parser.add_argument("--point", nargs=2, type=int, metavar=("PAIRS", "LABELS"), help="measure one point, print JSON")
     options = parser.parse_args()
     if options.point:
         print(json.dumps(measure(*options.point)))
         return 0
     most = options.pairs
-    points = [(most // 4, 10_000), (most, 10_000), (most // 10, 10_000), (most // 10, 50_000), (most // 10, 100_000)]
+    few, many = (200, 400) if options.smoke else (10_000, 100_000)
+    points = [(most // 4, few), (most, few), (most // 10, few), (most // 10, many // 2), (most // 10, many)]
     results = []
     for pairs, labels in points:
         command = [sys.executable, "-m", "bench.training_memory", "--point", str(pairs), str(labels)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-# Before torch is loaded: threads that wait spinning slow a machine that does anything else tenfold.
+# Before torch is loaded: threads that wait spinning slow a machine that does anything else several times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on a GPU
 

@@ -104,7 +104,7 @@ class SiameseConfig:
     random_epochs: int = 20
     """First epochs with uniformly shuffled batches; clusters after that."""
     cluster_size: int = 32
-    """Products in a cluster at the most; a batch is made of whole clusters."""
+    """Products in a cluster at the most; a batch is a row of neighbouring clusters."""
     recluster_epochs: int = 5
     """Epochs between two clusterings."""
     hard_positives: int = 0
@@ -178,7 +178,7 @@ class RankerConfig:
     loss: Literal["cosine", "bce"] = "cosine"
     """cosine: 1 - s and relu(s - margin); bce: logistic loss of the scaled score."""
     margin: float = 0.5
-    """Of the cosine loss."""
+    """Score that parts relevant from not relevant, in both losses."""
     scale: float = 20.0
     """Of the score in the logistic loss."""
     reshortlist_epochs: int = 0
@@ -236,10 +236,6 @@ class TrainConfig:
     """Of the WordPiece tokenizer trained when no text encoder is named."""
     encode_batch_size: int = 512
     """Items a forward pass without gradients."""
-    propensity_a: float = 0.55
-    """A of the propensity model (Jain et al. 2016)."""
-    propensity_b: float = 1.5
-    """B of the same."""
     validation_fraction: float = 0.1
     """Cut from train when the catalogue has no valid.csv."""
     evaluate_epochs: int = 1

@@ -22,6 +22,12 @@ from mufin.errors import TrainingError
 _NEXT_TO_NOTHING_BYTES = 1 << 16
 
 
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
 @contextmanager
 def full_disk_explained(path: Path) -> Iterator[None]:
     """Turn the many forms of "no space left" into one TrainingError that names ``path`` and the remedy."""
@@ -46,6 +52,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with full_disk_explained(path):
             write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
             temporary.replace(path)

@@ -163,7 +163,8 @@ def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size:
         products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step)
         frequency = catalogue.splits["train"].relevance.label_frequency()
         size = run.config.encode_batch_size
-        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device)
+        bags = Path(folder) / "bags.npy"
+        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device, bags)
         queries = encode_items(run.model.encoder, products, rows, size, device)
         forbidden = forbidden_pairs(catalogue).select(rows)
         wanted = shortlist_size or run.score_spec.shortlist_size

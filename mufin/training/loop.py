@@ -160,7 +160,7 @@ def _step(
     session.workers.same_buffers(session.model)
     torch.manual_seed(int(random.integers(2**62)) + session.workers.rank)
     what = f"{module.name}, epoch {epoch + 1}, step {step + 1} of {len(batches[step])} products"
-    remedy = "Lower batch_size and raise accumulation, or use gradient_checkpointing"
+    remedy = "Lower batch_size and raise accumulation, or use gradient_checkpointing, in a new run folder"
     with out_of_memory_explained(what, remedy):
         value = _accumulate(session, module, scaler, batches[step], random, f"epoch {epoch + 1}, step {step + 1}")
         if (step + 1) % module.accumulation == 0 or step + 1 == len(batches):

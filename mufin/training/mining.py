@@ -116,7 +116,7 @@ def draw_candidates(
     """Module 4's labels for each row: [shortlist negatives | random negatives | positives].
 
     shortlists (all rows, K) best first, padded -1. Without replacement; positives need not be in the shortlist.
-    ``masked`` (B, L) are labels that count neither as relevant nor as negative (exclude pairs).
+    ``masked`` (B, L) are labels that are never drawn as negatives (exclude pairs).
     Returns labels (B, C), which of them are relevant (B, C), and which are real draws (B, C): a row short of
     material repeats its first label there, to be left out of the loss.
     """

@@ -210,7 +210,7 @@ class ItemEncoder(nn.Module):
     def train(self, mode: bool = True) -> ItemEncoder:
         """Training mode for what is trained: frozen blocks keep their statistics and drop nothing."""
         super().train(mode)
-        for module in self.modules():
+        for module in self.modules() if mode else ():
             own = list(module.parameters())
             if own and not any(p.requires_grad for p in own):
                 module.eval()

@@ -92,6 +92,8 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
     for encoder in (text, config.image):
         backbone = build_backbone(encoder)
         if encoder.gradient_checkpointing:
+            if not backbone.supports_gradient_checkpointing:
+                raise ConfigError(f"{type(backbone).__name__} cannot do gradient_checkpointing: set it to false")
             backbone.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         _freeze(backbone, encoder.trainable_layers)
         backbones.append(backbone)

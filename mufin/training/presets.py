@@ -57,8 +57,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "inputs": {"image_side_pixels": 128, "max_title_tokens": 32, "max_images": 5},
         "precision": "fp16",
         "sparse_classifiers": True,
-        "propensity_a": 0.6,
-        "propensity_b": 2.6,
     },
 }
 """Named starting points; ``paper-300k`` is the release with mufin.md section 11's decisions."""

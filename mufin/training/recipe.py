@@ -99,6 +99,8 @@ def train(
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
         session = Session(config, model, device, folder, reporter, workers, identity)
         if resumed is None:
+            for stale in cache.glob("shortlists-*"):
+                stale.unlink()
             if workers.is_main:
                 (folder / METRICS_FILE).unlink(missing_ok=True)
             session.log(config=config.to_json(), facts=asdict(facts))
@@ -182,24 +184,26 @@ def train_ranker(
     config, model, frozen = session.config, session.model, name == "frozen_ranker"
     every = settings.reshortlist_epochs
     start = 0 if resumed is None else resumed.epoch
-    # The first shortlists come from the encoder as module 1 left it, before adapters change it (module 2).
     made = start - start % every if every else 0
+    if frozen and start > 0:
+        data = _stored(session, data, cache)
+    # The first shortlists come from the encoder as module 1 left it, before adapters change it (module 2).
     fresh = resumed is None or (resumed.step == 0 and start == made and start > 0)
-    shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{made}.npy", may_compute=fresh)
+    if start < settings.epochs:
+        shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{made}.npy", may_compute=fresh)
+    else:
+        shortlists = np.zeros((0, 0), dtype=np.int64)  # the module is done: resumed behind its last epoch
+    session.workers.same_buffers(model)
     if resumed is None and not has_adapters(model) and (frozen or config.frozen_ranker.epochs == 0):
         _begin_ranking(session, data, frozen)
-    if frozen:
-        began = time.monotonic()
-        data = with_stored_features(session, data, cache)
-        session.spend("features", began)
+    if frozen and start == 0:
+        data = _stored(session, data, cache)
 
     def batches(epoch: int) -> list[Int64Array]:
         nonlocal shortlists, made
-        began = time.monotonic()
         if every and epoch % every == 0 and epoch != made:
             shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{epoch}.npy", may_compute=True)
             made = epoch
-        session.spend("shortlist", began)
         return random_batches(len(data.train_rows), settings.batch_size, generator(config.seed, name, epoch))
 
     def loss(rows: Int64Array, random: np.random.Generator) -> Tensor:
@@ -211,6 +215,14 @@ def train_ranker(
     )  # fmt: skip
     model.train()
     run_module(session, module, resumed)
+
+
+def _stored(session: Session, data: TrainingData, cache: Path) -> TrainingData:
+    """Module 3, its time booked."""
+    began = time.monotonic()
+    data = with_stored_features(session, data, cache)
+    session.spend("features", began)
+    return data
 
 
 def _begin_ranking(session: Session, data: TrainingData, frozen: bool) -> None:

@@ -79,6 +79,19 @@ def test_image_dropout_never_leaves_an_item_empty(items: tuple[ItemArrays, ItemE
     assert left.sum() < np.diff(arrays.image_offsets).sum()
 
 
+def test_frozen_blocks_stay_in_evaluation_mode(items: tuple[ItemArrays, ItemEncoder]) -> None:
+    """Training mode reaches what is trained; a frozen block drops nothing; all frozen is no endless loop."""
+    _, encoder = items
+    encoder.text.backbone.requires_grad_(False)
+    encoder.train()
+    try:
+        assert encoder.training and encoder.image.backbone.training and not encoder.text.backbone.training
+        encoder.requires_grad_(False)
+        assert not encoder.train().text.bottleneck.training
+    finally:
+        encoder.requires_grad_(True).eval()
+
+
 def test_images_shared_by_items_are_stored_and_encoded_once(tmp_path: Path) -> None:
     """Products that are their own labels share one pixel store; equal names are one row."""
     catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "own", 20, with_labels=False))
