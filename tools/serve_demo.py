@@ -70,6 +70,8 @@ def _start_service(bundles: Path, host: str, port: int, pictures_url: str) -> su
         "MUFIN_RECOMMEND_BUNDLE": str(bundles / "products"),
         "MUFIN_BID_QUERIES_BUNDLE": str(bundles / "queries"),
         "MUFIN_FETCH_TRUSTED_ORIGINS": pictures_url,
+        "OMP_NUM_THREADS": "1",  # the service's own workers take the cores (docs/operations.md)
+        "OPENBLAS_NUM_THREADS": "1",
         "MUFIN_DRAIN_SECONDS": "0",  # no load balancer has to notice, so Ctrl-C need not wait
     }
     # A session of its own, so that Ctrl-C reaches this program alone and both end in order.
