@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.__main__ import ExportSettings, answer_images, export, main
+from model_export.__main__ import main
+from model_export.export import ExportSettings, answer_images, export
 from model_export.label_index import IndexSettings
 from model_export.verify import golden_items, require_parity, tolerances_for
 from mufin.bundle import REPORT_FILE, open_bundle
@@ -135,9 +136,9 @@ def test_the_catalogue_may_have_moved_but_not_changed(products_run: Path, querie
 def test_a_killed_export_leaves_no_bundle(products_run: Path, tmp_path: Path) -> None:
     """SIGKILL while labels are encoded; the same command then succeeds and clears what was left."""
     program = (
-        "import os, signal, sys, model_export.__main__ as m\n"
+        "import os, signal, sys, model_export.__main__ as command, model_export.export as m\n"
         "m.write_labels = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "m.main(sys.argv[1:])\n"
+        "command.main(sys.argv[1:])\n"
     )
     arguments = [str(products_run), str(tmp_path / "bundle"), "--quiet"]
     killed = subprocess.run(
