@@ -120,10 +120,23 @@ lock: ## write requirements/*.txt anew (needs uv)
 	requirements/lock.sh
 
 .PHONY: bench bench-smoke
-bench: $(VENV)/.dev-installed ## every benchmark, full size: minutes; figures go to bench/results
+bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; figures go to bench/results
 	$(BIN)/python -m bench.training_memory --out bench/results/training-memory.json
+	$(BIN)/python -m bench.training_memory --pictures --out bench/results/training-memory-pictures.json
+	$(BIN)/python -m bench.release_training --out bench/results/release-training.json
+	$(BIN)/python -m bench.export_memory --out bench/results/export-memory.json
+	$(BIN)/python -m bench.label_encoding --out bench/results/label-encoding.json
+	$(BIN)/python -m bench.int8 --out bench/results/int8.json
+	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
+	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
 bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run, no figures
 	$(BIN)/python -m bench.training_memory --pairs 4000 --smoke
+	$(BIN)/python -m bench.release_training --smoke
+	$(BIN)/python -m bench.export_memory --smoke
+	$(BIN)/python -m bench.label_encoding --smoke
+	$(BIN)/python -m bench.int8 --smoke
+	$(BIN)/python -m bench.label_index --smoke
+	$(BIN)/python -m bench.reranking --smoke
 
 # ---- containers
 

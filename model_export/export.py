@@ -1,4 +1,4 @@
-"""The export's steps in order: a finished run in, a whole and verified bundle out, or nothing.
+"""The export's steps in order: a trained network in, a whole and verified bundle out, or nothing.
 
 Knows the order of the steps only; each step is a module of this package. The command line stands in ``__main__``.
 """
@@ -7,39 +7,42 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+import numpy as np
 import torch
 
+from model_export.answer_images import answer_images
+from model_export.encode_labels import EncodingSpeed, encode_labels, encoding_identity
+from model_export.encoded_labels import EncodedLabels, write_records
+from model_export.int8_cost import validation_sample
+from model_export.int8_report import PrecisionSettings
 from model_export.label_index import IndexSettings, LabelIndex, build_index, write_index
-from model_export.label_records import (
-    EncodedLabels,
-    RecordType,
-    fold_attention,
-    write_records,
-)
-from model_export.onnx_graphs import export_graphs, fold_spectral_norm
+from model_export.label_records import RecordType, fold_attention
+from model_export.onnx_graphs import export_graphs
+from model_export.quantise import EncoderChoice, choose_encoders
+from model_export.reporting import write_reports
+from model_export.trained import Trained, item_arrays, trained_run
 from model_export.verify import compute_golden, golden_items, require_parity, tolerances_for, verify_bundle
-from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_attention
-from mufin.catalogue import Catalogue, Item, ensure_validation, read_catalogue
+from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_attention, write_removed
+from mufin.catalogue import Catalogue, Item
 from mufin.errors import ConfigError
 from mufin.golden import Parity, write_golden
 from mufin.image_source import is_url
-from mufin.inputs import TitleTokenizer
+from mufin.inputs import FloatArray, Int64Array, TitleTokenizer, normalise_title
 from mufin.label_files import write_labels
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, write_excluded, write_filters
-from mufin.manifest import BundleSizes
-from mufin.training.checkpoint import Run, load_run
-from mufin.training.evaluation import check_labels
-from mufin.training.item_arrays import prepare
-from mufin.training.model import Mufin
+from mufin.label_records_file import check_number
+from mufin.manifest import BundleSizes, Encoders
+from mufin.training.encode import embed_items
+from mufin.training.item_arrays import ItemArrays
 from mufin.training.progress import Reporter
 
+_MOST_QUERIES = 1000
 _LIBRARIES = ("faiss-cpu", "numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
@@ -55,104 +58,170 @@ class ExportSettings:
     """Put before folder-relative images of labels; None: they are left out of answers."""
     index: IndexSettings = field(default_factory=IndexSettings)
     """How labels.faiss is chosen."""
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    """Whether encoders become int8."""
     device: str = "cpu"
-    """Where labels are encoded."""
+    """Where labels are encoded; cuda: on every GPU there is."""
+    processes: int = 1
+    """That encode labels."""
+    report: bool = True
+    """Whether latency is measured and report.html written."""
 
     def __post_init__(self) -> None:
-        if self.record_type not in ("float32", "float16"):
-            raise ConfigError(f"record_type is {self.record_type!r}, must be float32 or float16")
+        check_number(self.record_type)
         if self.image_base_url is not None and not is_url(self.image_base_url):
             raise ConfigError(f"image_base_url is {self.image_base_url!r}, must begin with http:// or https://")
+        if self.processes < 1:
+            raise ConfigError(f"processes is {self.processes}, needs at least 1")
 
 
 def export(
     run_folder: Path, target: Path, settings: ExportSettings, reporter: Reporter, catalogue_folder: Path | None = None
 ) -> Parity:
     """Write the bundle of a finished run to ``target``; it is there, whole and verified, or not at all."""
-    began = time.monotonic()
-    run = load_run(run_folder)
-    catalogue = read_catalogue(catalogue_folder or Path(run.facts.catalogue))
-    check_labels(run, catalogue)
-    model = fold_spectral_norm(run.model)
+    trained, catalogue = trained_run(run_folder, catalogue_folder)
+    return export_trained(trained, catalogue, target, settings, reporter)
+
+
+def export_trained(
+    trained: Trained, catalogue: Catalogue, target: Path, settings: ExportSettings, reporter: Reporter
+) -> Parity:
+    """The same of any trained network and the catalogue of its labels, in order."""
+    began, model, dimension = time.monotonic(), trained.model, trained.config.network.dimension
     with BundleWriter(target) as writer:
         folder = writer.folder
-        (folder / TOKENIZER_FILE).write_text(run.tokenizer_json, encoding="utf-8")
-        dimension = run.config.network.dimension
-        export_graphs(model, run.input_spec, dimension, folder)
-        labels = _export_labels(run, model, catalogue, folder, writer.scratch, settings, reporter)
-        index = _export_index(run, catalogue, labels, folder, settings)
+        scratch = writer.scratch_for(encoding_identity(trained, catalogue, settings.device))
+        (folder / TOKENIZER_FILE).write_text(trained.tokenizer_json, encoding="utf-8")
+        export_graphs(model, trained.input_spec, dimension, folder)
+        labels, speed = _export_labels(trained, catalogue, folder, scratch, settings, reporter)
+        _export_label_texts(catalogue, folder, settings)
+        _export_golden(trained, catalogue, labels, folder, scratch)
+        index = _export_index(trained, catalogue, labels, folder, scratch, settings)
         sizes = BundleSizes(
             len(catalogue.labels), dimension, labels.slots, settings.record_type,
-            model.cross_attention is not None, index.kind,
+            model.cross_attention is not None, index.kind, index_candidates=index.candidates,
         )  # fmt: skip
-        writer.seal(
-            settings.name or catalogue.folder.resolve().name, run.input_spec, run.score_spec, sizes,
-            tolerances_for(index.kind, settings.record_type), _provenance(run, catalogue),
+        name = settings.name or catalogue.folder.resolve().name
+        tolerances = tolerances_for(index.kind, settings.record_type)
+        if settings.precision.encoders != "fp32":  # int8 is measured on a bundle that can be opened
+            writer.seal(name, trained.input_spec, trained.score_spec, sizes, tolerances, {})
+        choice = _choose_encoders(trained, catalogue, writer, scratch, settings, reporter)
+        manifest = writer.seal(
+            name, trained.input_spec, trained.score_spec, replace(sizes, encoders=choice.encoders), tolerances,
+            {**_provenance(trained, catalogue), "encoders": choice.provenance},
         )  # fmt: skip
         parity = verify_bundle(folder)
         require_parity(parity, target)
-        writer.report(_report(parity, index, folder, began))
+        values = {**_report(parity, index, speed, folder, began), "int8": choice.report}
+        writer.report(values)
+        if settings.report:
+            write_reports(writer, manifest, values, catalogue, catalogue.splits.get("valid"))
         writer.finish()
     return parity
 
 
 def _export_labels(
-    run: Run, model: Mufin, catalogue: Catalogue, folder: Path, scratch: Path, settings: ExportSettings,
-    reporter: Reporter,
-) -> EncodedLabels:  # fmt: skip
-    """Encode the labels and write their files, the cross attention and the golden products."""
-    golden = golden_items(catalogue.products, run.input_spec.max_images)
-    tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
-    small = replace(catalogue, products=golden, products_are_labels=False)
-    products, arrays = prepare(small, run.input_spec, tokenizer, scratch, reporter.step)
-    device = torch.device(settings.device)
-    torch.backends.cudnn.allow_tf32 = False  # half of the digits would be lost against the CPU's golden values
+    trained: Trained, catalogue: Catalogue, folder: Path, scratch: Path, settings: ExportSettings, reporter: Reporter
+) -> tuple[EncodedLabels, EncodingSpeed]:
+    """Encode the labels, write their records and the cross attention."""
+    model, most = trained.model, trained.input_spec.max_images
     attention = None if model.cross_attention is None else fold_attention(model.cross_attention)
-    labels = write_records(
-        folder, model.to(device), arrays, attention, settings.record_type, run.config.encode_batch_size, device,
+    speed = encode_labels(
+        trained, catalogue, scratch, settings.device, settings.processes,
         lambda done, total: reporter.step("encoding labels", done, total),
     )  # fmt: skip
-    model.to("cpu")
+    slots = max(min(len(i.images), most) + bool(normalise_title(i.title)) for i in catalogue.labels)
     if attention is not None:
-        write_cross_attention(folder / CROSS_FILE, attention.product)
+        write_cross_attention(folder / CROSS_FILE, attention.product, attention.label)
+    return write_records(folder, scratch, model.classifiers, attention, settings.record_type, slots), speed
+
+
+def _export_label_texts(catalogue: Catalogue, folder: Path, settings: ExportSettings) -> None:
+    """What is answered of labels, what they are filtered by, and who must not get them."""
     items, base = catalogue.labels, settings.image_base_url
     write_labels(folder, ((i.id, i.title, answer_images(i, base), i.metadata) for i in items))
     write_filters(folder / FILTERS_FILE, (i.metadata for i in items))
-    excluded = {p.id: catalogue.exclude.row(row) for row, p in enumerate(catalogue.products)}
-    write_excluded(folder / EXCLUDED_FILE, excluded)
-    write_golden(folder, compute_golden(model, golden, products, arrays, labels, run.score_spec))
-    return labels
+    excluding = np.flatnonzero(np.diff(catalogue.exclude.indptr))
+    write_excluded(
+        folder / EXCLUDED_FILE, {catalogue.products[row].id: catalogue.exclude.row(row) for row in excluding.tolist()}
+    )
+    write_removed(folder, np.zeros(0, dtype=np.int64))
+
+
+def _export_golden(trained: Trained, catalogue: Catalogue, labels: EncodedLabels, folder: Path, scratch: Path) -> None:
+    """A few products through the network in torch, with the labels that it shortlists for them."""
+    golden = golden_items(catalogue.products, trained.input_spec.max_images)
+
+    def label_arrays(wanted: Int64Array) -> ItemArrays:
+        return _arrays(trained, catalogue, [catalogue.labels[i] for i in wanted], scratch / "golden-labels")
+
+    arrays = _arrays(trained, catalogue, golden, scratch / "golden")
+    write_golden(folder, compute_golden(trained.model, golden, arrays, label_arrays, labels, trained.score_spec))
 
 
 def _export_index(
-    run: Run, catalogue: Catalogue, labels: EncodedLabels, folder: Path, settings: ExportSettings
-) -> LabelIndex:
-    train = ensure_validation(catalogue, run.config.validation_fraction, run.config.seed).splits["train"]
-    frequency = train.relevance.label_frequency()
-    index = build_index(labels.embeddings, frequency, run.score_spec.shortlist_size, settings.index)
+    trained: Trained, catalogue: Catalogue, labels: EncodedLabels, folder: Path, scratch: Path,
+    settings: ExportSettings,
+) -> LabelIndex:  # fmt: skip
+    train = catalogue.splits.get("train")
+    count = len(catalogue.labels)
+    frequency = np.zeros(count, dtype=np.int64) if train is None else train.relevance.label_frequency()
+    queries = _queries(trained, catalogue, scratch) if count > settings.index.exact_labels else None
+    index = build_index(labels.embeddings, frequency, trained.score_spec.shortlist_size, settings.index, queries)
     write_index(folder, index)
     return index
 
 
-def answer_images(item: Item, base_url: str | None) -> list[str]:
-    """What an answer says of a label's images: URLs as they are, paths behind the base URL or not at all."""
-    prefix = None if base_url is None else base_url.rstrip("/") + "/"
-    urls = (i if is_url(i) else None if prefix is None else prefix + quote(i) for i in item.images)
-    return [url for url in urls if url is not None]
+def _queries(trained: Trained, catalogue: Catalogue, scratch: Path) -> FloatArray | None:
+    """Embeddings of validation products, spread over the split: what the index's recall is measured with."""
+    valid = catalogue.splits.get("valid")
+    if valid is None:
+        return None
+    chosen = np.unique(np.linspace(0, len(valid.products) - 1, _MOST_QUERIES).astype(np.int64))
+    items = [catalogue.products[row] for row in valid.products[chosen]]
+    arrays = _arrays(trained, catalogue, items, scratch / "queries")
+    size = trained.config.encode_batch_size
+    return embed_items(trained.model.encoder, arrays, None, size, torch.device("cpu"))
 
 
-def _provenance(run: Run, catalogue: Catalogue) -> dict[str, Any]:
+def _arrays(trained: Trained, catalogue: Catalogue, items: Sequence[Item], folder: Path) -> ItemArrays:
+    tokenizer = TitleTokenizer(trained.tokenizer_json, trained.input_spec.max_title_tokens)
+    return item_arrays(items, catalogue.folder, trained.input_spec, tokenizer, folder)
+
+
+def _choose_encoders(
+    trained: Trained, catalogue: Catalogue, writer: BundleWriter, scratch: Path, settings: ExportSettings,
+    reporter: Reporter,
+) -> EncoderChoice:  # fmt: skip
+    """Decide on int8 by what it costs on validation products; needs the bundle sealed with fp32 encoders."""
+    wanted = settings.precision.encoders
+    if "valid" not in catalogue.splits and wanted == "int8":
+        raise ConfigError(
+            f"{catalogue.folder}: has no valid split, and what int8 costs is measured on one: "
+            "add valid.csv, or export with --encoders fp32"
+        )
+    if wanted == "fp32" or "valid" not in catalogue.splits:
+        return EncoderChoice(Encoders(), {}, asdict(settings.precision))
+    tokenizer = TitleTokenizer(trained.tokenizer_json, trained.input_spec.max_title_tokens)
+    sample = validation_sample(catalogue, "valid", trained.input_spec, tokenizer, scratch / "int8", reporter.step)
+    return choose_encoders(
+        writer.folder, scratch / "int8", sample, settings.precision, reporter.step, torch.get_num_threads()
+    )
+
+
+def _provenance(trained: Trained, catalogue: Catalogue) -> dict[str, Any]:
     """Where the bundle comes from; no times and no folders, so that two exports of one run are equal."""
     return {
+        "origin": _plain(trained.origin),
         "catalogue": {
             "name": catalogue.folder.resolve().name,
-            "products": run.facts.product_count,
-            "labels": run.facts.label_count,
-            "label_ids_sha256": run.facts.label_ids_sha256,
-            "train_pairs": run.facts.train_pairs,
+            "products": trained.facts.product_count,
+            "labels": trained.facts.label_count,
+            "label_ids_sha256": trained.facts.label_ids_sha256,
+            "train_pairs": trained.facts.train_pairs,
         },
-        "config": _plain(run.config.to_json()),
-        "metrics": _plain(run.metrics),
+        "config": _plain(trained.config.to_json()),
+        "metrics": _plain(trained.metrics),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
 
@@ -164,11 +233,18 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _report(parity: Parity, index: LabelIndex, folder: Path, began: float) -> dict[str, Any]:
+def _report(parity: Parity, index: LabelIndex, speed: EncodingSpeed, folder: Path, began: float) -> dict[str, Any]:
     return {
         "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "export_seconds": round(time.monotonic() - began, 1),
         "parity": parity.to_json(),
-        "index": {"kind": index.kind, "recall": index.recall, "effort_recall": [list(point) for point in index.curve]},
+        "encoding": speed.to_json(),
+        "index": {
+            "kind": index.kind,
+            "recall": index.recall,
+            "build_seconds": index.build_seconds,
+            "curve": [dict(point) for point in index.curve],
+            "compared": [dict(point) for point in index.compared],
+        },
         "size_bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }

@@ -1,33 +1,25 @@
-"""Labels through the trained encoder, and what reranking needs of each into records.bin.
+"""What reranking needs of each label, cross attention folded into it.
 
-Knows no ONNX and no index. The projections of cross attention are folded into the records, so that no matrix
+Knows no encoder, no ONNX and no index. The projections of cross attention are folded into the records, so that no matrix
 product per label is left for serving (performance.md, reranking).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mufin.errors import ConfigError
 from mufin.inputs import FloatArray
-from mufin.label_files import RecordBlock, RecordWriter
-from mufin.scoring import CrossAttention
-from mufin.training.encode import encode_items
-from mufin.training.item_arrays import ItemArrays
-from mufin.training.model import BagAttention, Mufin
+from mufin.label_records_file import RecordNumber
+from mufin.scoring import CrossAttention, LabelFold
+from mufin.training.model import BagAttention
 
-RecordType = Literal["float32", "float16"]
-
-_LABELS_AT_ONCE = 1024
+RecordType = RecordNumber
 
 
 @dataclass(frozen=True)
@@ -35,83 +27,53 @@ class FoldedAttention:
     """Cross attention, taken apart: the product's side, and the map of a label's bag to its stored values."""
 
     product: CrossAttention
-    value_matrix: FloatArray
-    """(D, D): bag @ value_matrix + value_bias = W_o (W_v bag + b_v) + b_o"""
-    value_bias: FloatArray
-    """(D,)"""
-
-    def values(self, bag: FloatArray) -> FloatArray:
-        """(..., D) -> (..., D)"""
-        return np.asarray(bag @ self.value_matrix + self.value_bias, dtype=np.float32)
+    label: LabelFold
 
 
 def fold_attention(attention: BagAttention) -> FoldedAttention:
-    """Multiply the projections of one layer and one head together, in double precision.
+    """Multiply the projections of one layer together, in double precision.
 
-    Raises ConfigError for more heads: each would need keys and values of its own in the records.
+    One head: W_q with W_k into the product's query, W_v with W_o into the label's values. Several: a query matrix a
+    head, and W_o stays with the product's side, because it mixes what the heads have weighted differently.
     """
-    if attention.heads != 1:
-        raise ConfigError(
-            f"network.attention_heads is {attention.heads}, the records of a bundle fold 1: "
-            "train with network.attention_heads=1"
+    query, query_bias = _linear(attention.query)
+    key, _ = _linear(attention.key)  # its bias adds the same to every slot, which the softmax takes out
+    value, value_bias = _linear(attention.value)
+    output, output_bias = _linear(attention.output)
+    if attention.heads == 1:
+        scale = math.sqrt(query.shape[0])
+        product = _product_side(attention, query.T @ key / scale, query_bias @ key / scale)
+        return FoldedAttention(
+            product, LabelFold(_float(value.T @ output.T), _float(output @ value_bias + output_bias))
         )
+    width = query.shape[0] // attention.heads
+    slices = [slice(head * width, (head + 1) * width) for head in range(attention.heads)]
+    matrices = np.stack([query[own].T @ key[own] for own in slices]) / math.sqrt(width)
+    biases = np.stack([query_bias[own] @ key[own] for own in slices]) / math.sqrt(width)
+    product = replace(
+        _product_side(attention, matrices, biases),
+        heads=attention.heads, legacy_heads=attention.legacy_heads,
+        output_matrix=_float(output.T), output_bias=_float(output_bias),
+    )  # fmt: skip
+    return FoldedAttention(product, LabelFold(_float(value.T), _float(value_bias)))
 
-    def weights(layer: torch.nn.Linear) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return layer.weight.detach().double().cpu().numpy(), layer.bias.detach().double().cpu().numpy()
 
-    query, query_bias = weights(attention.query)
-    key, _ = weights(attention.key)  # its bias adds the same to every slot, which the softmax takes out
-    value, value_bias = weights(attention.value)
-    output, output_bias = weights(attention.output)
-    scale = math.sqrt(query.shape[0])
+def _product_side(
+    attention: BagAttention, query_matrix: npt.NDArray[np.float64], query_bias: npt.NDArray[np.float64]
+) -> CrossAttention:
     norm = attention.norm
-    product = CrossAttention(
-        query_matrix=_float(query.T @ key / scale),
-        query_bias=_float(query_bias @ key / scale),
+    return CrossAttention(
+        query_matrix=_float(query_matrix),
+        query_bias=_float(query_bias),
         norm_weight=_float(norm.weight.detach().cpu().numpy()),
         norm_bias=_float(norm.bias.detach().cpu().numpy()),
         norm_epsilon=float(norm.eps),
     )
-    return FoldedAttention(product, _float(value.T @ output.T), _float(output @ value_bias + output_bias))
 
 
-@dataclass(frozen=True)
-class EncodedLabels:
-    """What is kept of all labels in memory; their bags go to records.bin block by block."""
-
-    embeddings: FloatArray
-    """(L, D) unit length"""
-    classifiers: FloatArray
-    """(L, D) unit length"""
-    slots: int
-    """M, slots of the label that has most"""
-
-
-@torch.no_grad()
-def write_records(
-    folder: Path, model: Mufin, labels: ItemArrays, attention: FoldedAttention | None, number: RecordType,
-    batch_size: int, device: torch.device, progress: Callable[[int, int], None],
-) -> EncodedLabels:  # fmt: skip
-    """Encode every label and write records.bin. Without cross attention values stay empty: nobody reads them."""
-    count, slots = len(labels), int((np.diff(labels.image_offsets) + labels.has_title).max())
-    embeddings, classifiers = [], []
-    writer: RecordWriter | None = None
-    with contextlib.ExitStack() as stack:
-        for start in range(0, count, _LABELS_AT_ONCE):
-            rows = np.arange(start, min(start + _LABELS_AT_ONCE, count))
-            items = encode_items(model.encoder, labels, rows, batch_size, device)
-            vectors = model.classifiers(
-                torch.from_numpy(rows).to(device), torch.from_numpy(items.embeddings).to(device)
-            )
-            embeddings.append(items.embeddings)
-            classifiers.append(vectors.float().cpu().numpy())
-            bags = [bag[mask] for bag, mask in zip(items.bags, items.mask, strict=True)]
-            values = [np.zeros_like(bag) if attention is None else attention.values(bag) for bag in bags]
-            if writer is None:
-                writer = stack.enter_context(RecordWriter(folder, bags[0].shape[1], slots, number))
-            writer.append(RecordBlock(bags, values, classifiers[-1], np.asarray(labels.has_title[rows]), "trained"))
-            progress(len(rows) + start, count)
-    return EncodedLabels(np.concatenate(embeddings), np.concatenate(classifiers), slots)
+def _linear(layer: torch.nn.Linear) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Weight (out, in) and bias (out,)."""
+    return layer.weight.detach().double().cpu().numpy(), layer.bias.detach().double().cpu().numpy()
 
 
 def _float(array: npt.NDArray[Any]) -> FloatArray:

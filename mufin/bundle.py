@@ -17,10 +17,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from mufin.errors import BundleError
+from mufin.errors import BundleError, TrainingError
 from mufin.inputs import InputSpec, Int64Array
-from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, RECORDS_FILE, LabelFile, RecordFile
+from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, LabelFile
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, Exclusions, FilterIndex, write_arrays
+from mufin.label_records_file import RECORDS_FILE, RecordFile
 from mufin.manifest import (
     ENCODER_FILES,
     ArrayEntry,
@@ -32,27 +33,32 @@ from mufin.manifest import (
     hash_file,
     read_manifest,
 )
-from mufin.scoring import CrossAttention, ScoreSpec
+from mufin.scoring import CrossAttention, LabelFold, ScoreSpec
 
 Verify = Literal["full", "structure"]
 
 MANIFEST_FILE = "manifest.json"
 SIDECAR_FILE = "sidecar.json"
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 TOKENIZER_FILE = "tokenizer.json"
 TEXT_GRAPH_FILE = "text_encoder.onnx"
 IMAGE_GRAPH_FILE = "image_encoder.onnx"
 BAG_GRAPH_FILE = "bag_encoder.onnx"
 INDEX_FILE = "labels.faiss"
 HEAD_FILE = "head_labels.npy"
+VECTORS_FILE = "label_vectors.npy"
 CROSS_FILE = "cross_attention.npz"
+REMOVED_FILE = "removed_labels.npy"
 GOLDEN_FILE = "golden.npz"
 
 _ALWAYS = frozenset(
     {*ENCODER_FILES, INDEX_FILE, HEAD_FILE, RECORDS_FILE, LABELS_FILE, OFFSETS_FILE, LOOKUP_FILE}
-    | {FILTERS_FILE, EXCLUDED_FILE, GOLDEN_FILE}
+    | {FILTERS_FILE, EXCLUDED_FILE, GOLDEN_FILE, REMOVED_FILE}
 )
 _AGAIN = "run mufin-export again"
+_IDENTITY_FILE = "identity"
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Bundle:
     exclusions: Exclusions
     head_labels: Int64Array
     """Labels searched exactly beside an approximate index, ascending."""
+    removed: Int64Array
+    """Tombstones: labels that are never returned, ascending."""
 
     def path(self, name: str) -> Path:
         """Where one of the bundle's files lies."""
@@ -79,20 +87,28 @@ class BundleWriter:
     """A temporary folder beside the bundle that becomes the bundle when it is whole.
 
     ``with BundleWriter(target) as writer``: put the files into ``writer.folder``, then call ``finish``.
-    ``writer.scratch`` is a folder for what is needed on the way. Leaving without ``finish`` leaves nothing; a killed
-    export leaves only hidden folders, which the next one clears.
+    ``writer.scratch_for`` gives a folder for what is needed on the way. An export that is refused leaves nothing. One
+    that was killed or interrupted leaves only hidden folders, which the next one uses or clears.
     """
 
     def __init__(self, target: Path) -> None:
         """Raises BundleError when ``target`` exists: a bundle is never changed in place."""
         self.target = target
         self.folder = target.with_name(f".{target.name}.partial")
-        self.scratch = target.with_name(f".{target.name}.scratch")
+        self._scratch = target.with_name(f".{target.name}.scratch")
         if target.exists():
             raise BundleError(f"{target} exists: name another folder, or remove it first")
-        self._clear()
-        for folder in (self.folder, self.scratch):
-            folder.mkdir(parents=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def scratch_for(self, identity: str) -> Path:
+        """A hidden folder for what can be used again by an export of the same ``identity``; of another, it is cleared."""
+        marker = self._scratch / _IDENTITY_FILE
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != identity:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.mkdir()
+            marker.write_text(identity, encoding="utf-8")
+        return self._scratch
 
     def __enter__(self) -> Self:
         return self
@@ -100,27 +116,26 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        for folder in (self.folder, self.scratch):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        # Not our verdict but someone's impatience or a full disk: what is done serves the next attempt.
+        if not isinstance(error, (KeyboardInterrupt, OSError, MemoryError, TrainingError)):
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def seal(
         self, name: str, input_spec: InputSpec, score_spec: ScoreSpec, sizes: BundleSizes,
         tolerances: Tolerances, provenance: Mapping[str, Any],
     ) -> Manifest:  # fmt: skip
         """Hash what lies in the folder and write the manifest: the folder can be opened from here on."""
-        own = (MANIFEST_FILE, SIDECAR_FILE, REPORT_FILE)
+        own = (MANIFEST_FILE, SIDECAR_FILE, REPORT_FILE, PAGE_FILE)
         files = {p.name: _describe(p) for p in sorted(self.folder.iterdir()) if p.name not in own}
         manifest = Manifest(name, input_spec, score_spec, sizes, tolerances, dict(provenance), files)
         (self.folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         self.report({})
         return manifest
 
-    def report(self, values: Mapping[str, Any]) -> None:
-        """Write report.json and its hash in the sidecar; may be called again. Not part of the identity."""
-        write_report(self.folder, values)
+    def report(self, values: Mapping[str, Any], page: str | None = None) -> None:
+        """Write report.json, report.html and their hashes; may be called again. Not part of the identity."""
+        write_report(self.folder, values, page)
 
     def finish(self) -> None:
         """Check the structure, fsync everything and rename the folder into place."""
@@ -132,19 +147,48 @@ class BundleWriter:
         _fsync(self.target.parent)
 
 
-def write_report(folder: Path, values: Mapping[str, Any]) -> None:
-    """Replace report.json of a bundle and the sidecar that holds its hash."""
+def write_report(folder: Path, values: Mapping[str, Any], page: str | None = None) -> None:
+    """Replace report.json and report.html (None: there is none) of a bundle and the sidecar that holds their hashes."""
     (folder / REPORT_FILE).write_bytes(canonical_json(dict(values)))
-    (folder / SIDECAR_FILE).write_bytes(canonical_json({REPORT_FILE: hash_file(folder / REPORT_FILE)}))
+    if page is None:
+        (folder / PAGE_FILE).unlink(missing_ok=True)
+    else:
+        (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+    (folder / SIDECAR_FILE).write_bytes(_sidecar(folder))
 
 
-def write_cross_attention(path: Path, attention: CrossAttention) -> None:
-    """Write cross_attention.npz."""
-    arrays = {name: np.asarray(getattr(attention, name), dtype=np.float32) for name in _CROSS_VECTORS}
-    write_arrays(path, {**arrays, "norm_epsilon": np.asarray(attention.norm_epsilon, dtype=np.float64)})
+def _sidecar(folder: Path) -> bytes:
+    names = [name for name in (REPORT_FILE, PAGE_FILE) if (folder / name).is_file()]
+    return canonical_json({name: hash_file(folder / name) for name in names})
+
+
+def write_cross_attention(path: Path, attention: CrossAttention, fold: LabelFold) -> None:
+    """Write cross_attention.npz: the product's side, and the label's for labels that are added later."""
+    present = (n for n in (*_CROSS_VECTORS, *_SEVERAL_HEADS_ONLY) if getattr(attention, n) is not None)
+    arrays: dict[str, Any] = {name: np.asarray(getattr(attention, name), dtype=np.float32) for name in present}
+    arrays |= {"value_matrix": fold.value_matrix, "value_bias": fold.value_bias}
+    arrays["norm_epsilon"] = np.asarray(attention.norm_epsilon, dtype=np.float64)
+    arrays["heads"] = np.asarray(attention.heads, dtype=np.int64)
+    arrays["legacy_heads"] = np.asarray(attention.legacy_heads, dtype=np.bool_)
+    write_arrays(path, arrays)
+
+
+def read_label_fold(path: Path) -> LabelFold:
+    """The label's side of cross_attention.npz. Raises BundleError when it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return LabelFold(arrays["value_matrix"], arrays["value_bias"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): {_AGAIN}") from error
+
+
+def write_removed(folder: Path, labels: Int64Array) -> None:
+    """Write removed_labels.npy: tombstones, labels that are never returned, ascending."""
+    np.save(folder / REMOVED_FILE, np.asarray(labels, dtype=np.int64), allow_pickle=False)
 
 
 _CROSS_VECTORS = ("query_matrix", "query_bias", "norm_weight", "norm_bias")
+_SEVERAL_HEADS_ONLY = ("output_matrix", "output_bias")
 
 
 def open_bundle(folder: Path, verify: Verify = "full") -> Bundle:
@@ -180,16 +224,26 @@ def _open_files(folder: Path, manifest: Manifest) -> Bundle:
         filters=FilterIndex(folder / FILTERS_FILE),
         exclusions=Exclusions(folder / EXCLUDED_FILE),
         head_labels=np.load(folder / HEAD_FILE, allow_pickle=False),
+        removed=np.load(folder / REMOVED_FILE, allow_pickle=False),
     )
 
 
 def _read_cross_attention(path: Path) -> CrossAttention:
     with np.load(path, allow_pickle=False) as arrays:
-        return CrossAttention(**{n: arrays[n] for n in _CROSS_VECTORS}, norm_epsilon=float(arrays["norm_epsilon"]))
+        heads = int(arrays["heads"])
+        names = _CROSS_VECTORS if heads == 1 else (*_CROSS_VECTORS, *_SEVERAL_HEADS_ONLY)
+        return CrossAttention(
+            **{name: arrays[name] for name in names},
+            norm_epsilon=float(arrays["norm_epsilon"]),
+            heads=heads,
+            legacy_heads=bool(arrays["legacy_heads"]),
+        )
 
 
 def _check_presence(folder: Path, manifest: Manifest) -> None:
     required = _ALWAYS | ({CROSS_FILE} if manifest.sizes.cross_attention else set())
+    required |= set(manifest.sizes.encoders.int8_files)
+    required |= {VECTORS_FILE} if manifest.sizes.index != "exact" else set()
     unlisted = sorted(required - set(manifest.files))
     if unlisted:
         raise BundleError(f"{folder / MANIFEST_FILE}: lists no {', '.join(unlisted)}: {_AGAIN}")
@@ -198,9 +252,15 @@ def _check_presence(folder: Path, manifest: Manifest) -> None:
         raise BundleError(f"{folder / MANIFEST_FILE}: lists {', '.join(foreign)}, no file of this format: {_AGAIN}")
     expected = set(manifest.files) | {MANIFEST_FILE, SIDECAR_FILE, REPORT_FILE}
     found = {path.name for path in folder.iterdir()}
+    for path in sorted(folder.iterdir()):
+        if path.name in expected and (path.is_symlink() or not path.is_file()):
+            kind = "a link" if path.is_symlink() else "no file"
+            raise BundleError(
+                f"{path}: is {kind}, a bundle holds plain files only: copy the bundle again, links resolved"
+            )
     if missing := sorted(expected - found):
         raise BundleError(f"{folder}: lacks {', '.join(missing)}, which the manifest names: copy it whole or {_AGAIN}")
-    if surplus := sorted(found - expected):
+    if surplus := sorted(found - expected - {PAGE_FILE}):  # a report without a page is whole, too
         raise BundleError(f"{folder}: holds {', '.join(surplus)}, which no manifest names: remove it")
 
 
@@ -214,18 +274,27 @@ def _check_file(path: Path, entry: FileEntry, verify: Verify) -> None:
         raise BundleError(
             f"{path}: SHA-256 is {digest}, the manifest says {entry.sha256}: copy the bundle again or {_AGAIN}"
         )
+    _refuse_pickle(path)
     arrays = _array_headers(path)
     if arrays != dict(entry.arrays):
         raise BundleError(f"{path}: holds the arrays {arrays}, the manifest says {dict(entry.arrays)}: {_AGAIN}")
 
 
+def _refuse_pickle(path: Path) -> None:
+    """Whatever a file is called and whatever the manifest says of it: none of ours begins as a pickle does."""
+    with path.open("rb") as handle:
+        start = handle.read(2)
+    if start in _PICKLES:
+        raise BundleError(f"{path}: is a pickle, and opening one may run code: delete it and {_AGAIN}")
+
+
 def _check_sidecar(folder: Path) -> None:
-    """Report and sidecar are small, so they are hashed by every kind of verification."""
-    expected = canonical_json({REPORT_FILE: hash_file(folder / REPORT_FILE)})
+    """Reports and sidecar are small, so they are hashed by every kind of verification."""
+    expected = _sidecar(folder)
     found = (folder / SIDECAR_FILE).read_bytes()
     if found != expected:
         raise BundleError(
-            f"{folder / SIDECAR_FILE}: holds {_one_line(found)}, {REPORT_FILE} gives {_one_line(expected)}: "
+            f"{folder / SIDECAR_FILE}: holds {_one_line(found)}, the reports give {_one_line(expected)}: "
             "the report was altered, copy the bundle again"
         )
 
@@ -252,12 +321,38 @@ def _check_sizes(bundle: Bundle) -> None:
     highest = max(bundle.exclusions.highest_label, int(bundle.head_labels.max(initial=-1)))
     if highest >= sizes.labels:
         raise BundleError(f"{place}: label {highest} is named, the manifest says {sizes.labels} labels: {_AGAIN}")
-    attention = bundle.cross_attention
-    if attention is not None and attention.query_matrix.shape != (sizes.dimension, sizes.dimension):
+    _check_removed(bundle.removed, sizes, place / REMOVED_FILE)
+    if bundle.cross_attention is not None:
+        _check_cross_attention(bundle.cross_attention, sizes.dimension, place / CROSS_FILE)
+
+
+def _check_removed(removed: Int64Array, sizes: BundleSizes, path: Path) -> None:
+    if removed.dtype != np.int64 or len(removed) != sizes.removed:
         raise BundleError(
-            f"{place / CROSS_FILE}: query_matrix is {attention.query_matrix.shape}, "
-            f"the manifest says dimension {sizes.dimension}: {_AGAIN}"
+            f"{path}: has {len(removed)} {removed.dtype}, the manifest says {sizes.removed} int64: {_AGAIN}"
         )
+    if len(removed) and (removed[0] < 0 or removed[-1] >= sizes.labels or (np.diff(removed) <= 0).any()):
+        raise BundleError(f"{path}: is not ascending within 0..{sizes.labels - 1}: {_AGAIN}")
+
+
+def _check_cross_attention(attention: CrossAttention, dimension: int, path: Path) -> None:
+    """Every shape: compiled reranking reads as far as these say."""
+    heads = attention.heads
+    if heads < 1 or dimension % heads:
+        raise BundleError(f"{path}: has {heads} heads, the manifest says dimension {dimension}: {_AGAIN}")
+    lead = () if heads == 1 else (heads,)
+    shapes = {
+        "query_matrix": (*lead, dimension, dimension), "query_bias": (*lead, dimension),
+        "norm_weight": (dimension,), "norm_bias": (dimension,),
+        "output_matrix": (dimension, dimension), "output_bias": (dimension,),
+    }  # fmt: skip
+    for name, expected in shapes.items():
+        array = getattr(attention, name)
+        if array is not None and array.shape != expected:
+            raise BundleError(
+                f"{path}: {name} is {array.shape}, {heads} heads and the manifest's dimension {dimension} "
+                f"make it {expected}: {_AGAIN}"
+            )
 
 
 def _describe(path: Path) -> FileEntry:

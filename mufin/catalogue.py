@@ -63,6 +63,17 @@ class Catalogue:
     """(all products x L): pairs never to be recommended or scored"""
 
 
+def forbidden_pairs(catalogue: Catalogue, with_exclude: bool = True) -> Relevance:
+    """(all products x L): the label that is the product itself (same id) and, unless told, the exclude pairs."""
+    by_id = {label.id: index for index, label in enumerate(catalogue.labels)}
+    own = [(row, by_id[item.id]) for row, item in enumerate(catalogue.products) if item.id in by_id]
+    rows, labels = np.asarray(own, dtype=np.int64).reshape(-1, 2).T
+    if with_exclude:
+        excluded = catalogue.exclude.to_pairs()
+        rows, labels = np.concatenate([rows, excluded[0]]), np.concatenate([labels, excluded[1]])
+    return Relevance.from_pairs(rows, labels, len(catalogue.products), len(catalogue.labels))
+
+
 def read_catalogue(folder: Path) -> Catalogue:
     """Reads and checks a catalogue folder; raises one CatalogueError that lists up to 20 faults."""
     if not folder.is_dir():
@@ -94,6 +105,14 @@ def read_catalogue(folder: Path) -> Catalogue:
         {name: _split(table, len(labels)) for name, table in tables.items()},
         Relevance.from_pairs(rows, columns, len(products), len(labels)),
     )
+
+
+def read_items(path: Path) -> list[Item]:
+    """Reads and checks one items file (JSONL or Parquet) alone; images lie beside it. Raises CatalogueError."""
+    faults = Faults()
+    items = _read_items(path, _ImageFiles(path.parent), faults)
+    faults.raise_if_any()
+    return items
 
 
 class _ImageFiles:

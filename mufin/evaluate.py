@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mufin.catalogue import Catalogue, Split, ensure_validation, read_catalogue
+from mufin.catalogue import Catalogue, Split, ensure_validation, forbidden_pairs, read_catalogue
 from mufin.errors import CatalogueError, MufinError
 from mufin.evaluation_report import Comparison, Figures, Report
 from mufin.inputs import Int64Array
@@ -29,7 +29,7 @@ from mufin.metrics import (
     score_rows,
 )
 from mufin.progress import ProgressBar
-from mufin.rankings import RANKINGS, Progress, Subject, forbidden_pairs, open_subject
+from mufin.rankings import RANKINGS, Progress, Subject, open_subject
 from mufin.relevance import Relevance
 from mufin.significance import Bootstrap, Interval, compare, intervals
 

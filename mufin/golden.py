@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from mufin.bundle import GOLDEN_FILE
 from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, Int64Array, Uint8Array
 from mufin.label_filters import pack_json, unpack_json, write_arrays
-from mufin.manifest import Tolerances
+from mufin.manifest import Encoders, Tolerances
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class StageParity:
     agreement: float | None
     """Least share of a product's first k that torch ranks there, too, ties allowed; None where nothing is ranked"""
     needed_agreement: float | None
+    measure: Literal["largest", "1 - cosine"] = "largest"
+    """What the difference is: the largest absolute one of any number, or how far the worst vector's cosine is from 1"""
 
     @property
     def passed(self) -> bool:
@@ -123,36 +125,62 @@ class Parity:
         ]
         for row in self.stages:
             ranked = "" if row.agreement is None else f"{row.agreement:>8.3f}{row.needed_agreement:>8.3f}"
-            verdict = "ok" if row.passed else "FAILED"
+            verdict = ("ok" if row.passed else "FAILED") + (" (1 - cosine)" if row.measure != "largest" else "")
             lines.append(
                 f"{row.stage:<12}{row.largest_difference:>12.2e}{row.allowed_difference:>10.0e}{ranked:>16}  {verdict}"
             )
         return "\n".join(lines)
 
 
-def compare(golden: Golden, results: GoldenResults, tolerances: Tolerances) -> Parity:
-    """Both sides, stage by stage."""
-    near, classifier = tolerances.encoder_difference, tolerances.classifier_difference
-    needed = tolerances.top_k_agreement
+def compare(golden: Golden, results: GoldenResults, tolerances: Tolerances, encoders: Encoders | None = None) -> Parity:
+    """Both sides, stage by stage; ``encoders``: how the predictor computed the vectors, by default in fp32."""
+    used = encoders or Encoders()
+    text, image = (own.precision == "int8" for own in (used.text, used.image))
+    either = text or image
     slots = [own[mask] for own, mask in zip(golden.slots, golden.slot_mask, strict=True)]
-    wanted = [Ranked(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
-    scores = [own[: len(w.labels)] for own, w in zip(golden.classifier, wanted, strict=True)]
-    fused = [_sorted(w.labels, own[: len(w.labels)]) for own, w in zip(golden.fused, wanted, strict=True)]
-    shortlist, ranking = _ranked_difference(results.shortlists, wanted), _ranked_difference(results.rankings, fused)
     return Parity(
         len(golden.titles),
         (
             StageParity("tokens", _difference([results.token_ids], [golden.token_ids]), 0.0, None, None),
-            StageParity("title", _difference([results.title_vectors], [golden.title_vectors]), near, None, None),
-            StageParity("image", _difference([results.image_vectors], [golden.image_vectors]), near, None, None),
-            StageParity("bag", _difference(results.slots, slots), near, None, None),
-            StageParity("embedding", _difference([results.embeddings], [golden.embeddings]), near, None, None),
-            StageParity("shortlist", shortlist, near, agreement(results.shortlists, wanted, golden.k, near), needed),
-            StageParity("classifier", _difference(results.classifier, scores), classifier, None, None),
-            StageParity(
-                "ranking", ranking, classifier, agreement(results.rankings, fused, golden.k, classifier), needed
-            ),
+            _vectors("title", [results.title_vectors], [golden.title_vectors], tolerances, text),
+            _vectors("image", [results.image_vectors], [golden.image_vectors], tolerances, image),
+            _vectors("bag", results.slots, slots, tolerances, either),
+            _vectors("embedding", [results.embeddings], [golden.embeddings], tolerances, either),
+            *_score_stages(golden, results, tolerances, either),
         ),
+    )
+
+
+def _vectors(
+    stage: str, found: Sequence[FloatArray], expected: Sequence[FloatArray], tolerances: Tolerances, int8: bool
+) -> StageParity:
+    if not int8:
+        return StageParity(stage, _difference(found, expected), tolerances.encoder_difference, None, None)
+    allowed = 1.0 - tolerances.int8_cosine
+    return StageParity(stage, _cosine_distance(found, expected), allowed, None, None, "1 - cosine")
+
+
+def _score_stages(
+    golden: Golden, results: GoldenResults, tolerances: Tolerances, int8: bool
+) -> tuple[StageParity, StageParity, StageParity]:
+    """Shortlist, classifier scores of the golden shortlist, ranking."""
+    near, classifier, needed = (
+        tolerances.encoder_difference, tolerances.classifier_difference, tolerances.top_k_agreement,
+    )  # fmt: skip
+    ties = (near, classifier)
+    if int8:
+        # Unit vectors of cosine c lie sqrt(2 (1 - c)) apart, and no score of a unit label moves by more.
+        near = max(near, (2.0 * (1.0 - tolerances.int8_cosine)) ** 0.5)
+        classifier, needed = max(classifier, near), min(needed, tolerances.int8_top_k_agreement)
+        ties = (max(ties[0], tolerances.int8_tie), max(ties[1], tolerances.int8_tie))
+    wanted = [Ranked(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
+    scores = [own[: len(w.labels)] for own, w in zip(golden.classifier, wanted, strict=True)]
+    fused = [_sorted(w.labels, own[: len(w.labels)]) for own, w in zip(golden.fused, wanted, strict=True)]
+    shortlist, ranking = _ranked_difference(results.shortlists, wanted), _ranked_difference(results.rankings, fused)
+    return (
+        StageParity("shortlist", shortlist, near, agreement(results.shortlists, wanted, golden.k, ties[0]), needed),
+        StageParity("classifier", _difference(results.classifier, scores), classifier, None, None),
+        StageParity("ranking", ranking, classifier, agreement(results.rankings, fused, golden.k, ties[1]), needed),
     )
 
 
@@ -175,6 +203,20 @@ def _difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
         if own.shape != wanted.shape:
             return float("inf")
         worst = max(worst, float(np.abs(own.astype(np.float64) - wanted).max(initial=0.0)), key=_nan_last)
+    return worst
+
+
+def _cosine_distance(found: Sequence[FloatArray], expected: Sequence[FloatArray]) -> float:
+    """1 - the least cosine of two vectors in the same place; NaN or infinite where there is no cosine to take."""
+    worst = 0.0
+    for own, wanted in zip(found, expected, strict=True):
+        if own.shape != wanted.shape:
+            return float("inf")
+        here, there = own.astype(np.float64), wanted.astype(np.float64)
+        lengths = np.linalg.norm(here, axis=-1) * np.linalg.norm(there, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            distances = np.where((here == there).all(axis=-1), 0.0, 1.0 - (here * there).sum(axis=-1) / lengths)
+        worst = max([worst, *distances.ravel().tolist()], key=_nan_last)
     return worst
 
 

@@ -1,27 +1,25 @@
-"""The label files of a bundle: records.bin for reranking, labels.bin for answering.
+"""labels.bin, what a bundle answers of its labels, with the offsets and the lookup by id beside it.
 
-Know neither FAISS nor the manifest. Both are mapped, so that opening takes the same time for any L.
+Knows neither FAISS nor the manifest. Mapped, so that opening takes the same time for any L.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
+import shutil
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mufin.errors import BundleError
-from mufin.inputs import BoolArray, FloatArray, Int64Array
-from mufin.scoring import LabelRecords, l2_normalise
+from mufin.inputs import Int64Array
 
-RECORDS_FILE = "records.bin"
 LABELS_FILE = "labels.bin"
 OFFSETS_FILE = "label_offsets.npy"
 LOOKUP_FILE = "label_lookup.npy"
@@ -29,10 +27,7 @@ LOOKUP_FILE = "label_lookup.npy"
 LabelSource = Literal["trained", "encoder"]
 SOURCES: tuple[LabelSource, ...] = ("trained", "encoder")
 
-_MAGIC = b"MUFINREC"
-# magic, L, D, M, stride, bytes a number; padded to one cache line.
-_HEADER = struct.Struct("<8sQIIII32x")
-_CACHE_LINE_BYTES = 64
+_LOOKUP = np.dtype([("hash", "<u8"), ("label", "<u8")])
 _AGAIN = "run mufin-export again"
 
 
@@ -47,117 +42,6 @@ class Label:
     """URLs, the label's own or image_base_url + path."""
     metadata: Mapping[str, Any]
     source: LabelSource
-
-
-@dataclass(frozen=True, slots=True)
-class RecordBlock:
-    """N labels on their way into records.bin. Bags hold real slots only: images first, the title last."""
-
-    keys: Sequence[FloatArray]
-    """N times (m, D): the bag after self-attention, 1 <= m <= M"""
-    values: Sequence[FloatArray]
-    """N times (m, D): W_o W_v bag + W_o b_v + b_o"""
-    classifiers: FloatArray
-    """(N, D), unit length"""
-    has_title: BoolArray
-    """(N,)"""
-    source: LabelSource
-
-
-def record_type(dimension: int, slots: int, number: str) -> np.dtype[np.void]:
-    """One record as a numpy type: whole cache lines, so that no two labels share one."""
-    fields = [
-        ("classifier", number, (dimension,)),
-        ("keys", number, (slots, dimension)),
-        ("values", number, (slots, dimension)),
-        ("count", "u1"),
-        ("has_title", "u1"),
-        ("source", "u1"),
-    ]
-    used = np.dtype(fields).itemsize
-    padding = -used % _CACHE_LINE_BYTES
-    return np.dtype([*fields, ("padding", "u1", (padding,))])
-
-
-class RecordWriter:
-    """Writes records.bin block by block, so that memory does not grow with L."""
-
-    def __init__(self, folder: Path, dimension: int, slots: int, number: Literal["float32", "float16"]) -> None:
-        self._type = record_type(dimension, slots, number)
-        self._sizes = (dimension, slots, self._type.itemsize, np.dtype(number).itemsize)
-        self._handle: BinaryIO = (folder / RECORDS_FILE).open("wb")
-        self._handle.write(b"\0" * _HEADER.size)
-        self._count = 0
-
-    def append(self, block: RecordBlock) -> None:
-        """Add N labels behind those already written."""
-        rows = np.zeros(len(block.keys), dtype=self._type)
-        rows["classifier"] = block.classifiers
-        rows["has_title"] = block.has_title
-        rows["source"] = SOURCES.index(block.source)
-        for row, (keys, values) in enumerate(zip(block.keys, block.values, strict=True)):
-            rows["count"][row] = len(keys)
-            rows["keys"][row, : len(keys)] = keys
-            rows["values"][row, : len(values)] = values
-        self._handle.write(rows.tobytes())
-        self._count += len(rows)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._handle.seek(0)
-            self._handle.write(_HEADER.pack(_MAGIC, self._count, *self._sizes))
-        self._handle.close()
-
-
-class RecordFile:
-    """records.bin, mapped. Thread-safe: nothing is written."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises BundleError when header and length disagree."""
-        with path.open("rb") as handle:
-            header = handle.read(_HEADER.size)
-        if len(header) < _HEADER.size or header[: len(_MAGIC)] != _MAGIC:
-            raise BundleError(f"{path}: begins with {header[:8]!r}, not {_MAGIC!r}: {_AGAIN}")
-        _, self.count, self.dimension, self.slots, stride, number_bytes = _HEADER.unpack(header)
-        self.number: Literal["float32", "float16"] = "float16" if number_bytes == 2 else "float32"
-        kind = record_type(self.dimension, self.slots, self.number)
-        expected, found = _HEADER.size + self.count * stride, path.stat().st_size
-        if kind.itemsize != stride or expected != found:
-            raise BundleError(
-                f"{path}: {self.count} records of {stride} bytes (needs {kind.itemsize}) make {expected} bytes, "
-                f"the file has {found}: {_AGAIN}"
-            )
-        self._rows = np.memmap(path, dtype=kind, mode="r", offset=_HEADER.size, shape=(self.count,))
-
-    def gather(self, labels: Int64Array) -> LabelRecords:
-        """Records of (N,) labels as float32, in their order."""
-        rows = np.asarray(self._rows[labels])
-        return LabelRecords(
-            keys=np.ascontiguousarray(rows["keys"], dtype=np.float32),
-            values=np.ascontiguousarray(rows["values"], dtype=np.float32),
-            mask=np.arange(self.slots)[None, :] < rows["count"][:, None],
-            classifiers=np.ascontiguousarray(rows["classifier"], dtype=np.float32),
-        )
-
-    def embeddings(self, labels: Int64Array) -> FloatArray:
-        """(N, D) unit length: the mean of each label's bag, as the shortlist compares it."""
-        rows = np.asarray(self._rows[labels])
-        # Empty slots are stored as zeros, so the sum needs no mask, and the length is divided out.
-        return l2_normalise(rows["keys"].astype(np.float32).sum(axis=1))
-
-    def layout(self, label: int) -> tuple[int, bool]:
-        """Images in a label's bag, and whether its title follows them."""
-        has_title = bool(self._rows["has_title"][label])
-        return int(self._rows["count"][label]) - has_title, has_title
-
-    def source(self, label: int) -> LabelSource:
-        """How a label came into the bundle."""
-        return SOURCES[int(self._rows["source"][label])]
 
 
 class LabelFile:
@@ -182,23 +66,49 @@ class LabelFile:
         identifier, title, images, metadata = json.loads(self._bytes[start:end].tobytes())
         return identifier, title, tuple(images), metadata
 
-    def index_of(self, label_id: str) -> int | None:
-        """Position of a label, or None when the bundle has no such id."""
+    def index_of(self, label_id: str, removed: Int64Array | None = None) -> int | None:
+        """Position of a label, or None when the bundle has no such id but those of ``removed`` labels (ascending)."""
         wanted = hash_id(label_id)
         hashes = self._lookup["hash"]
         position = int(np.searchsorted(hashes, np.uint64(wanted)))
         while position < self.count and int(hashes[position]) == wanted:
             index = int(self._lookup["label"][position])
-            if self.fields(index)[0] == label_id:
+            if self.fields(index)[0] == label_id and not _holds(removed, index):
                 return index
             position += 1
         return None
 
 
-def write_labels(folder: Path, labels: Iterable[tuple[str, str, Sequence[str], Mapping[str, Any]]]) -> int:
-    """Write (id, title, images, metadata) of every label in order; returns how many there were."""
-    offsets, hashes = [0], []
-    with (folder / LABELS_FILE).open("wb") as handle:
+def _holds(ascending: Int64Array | None, index: int) -> bool:
+    if ascending is None or len(ascending) == 0:
+        return False
+    place = int(np.searchsorted(ascending, index))
+    return place < len(ascending) and int(ascending[place]) == index
+
+
+LabelText = tuple[str, str, Sequence[str], Mapping[str, Any]]
+"""id, title, images, metadata"""
+
+
+def write_labels(folder: Path, labels: Iterable[LabelText]) -> int:
+    """Write every label in order; returns how many there were."""
+    return _write(folder, labels, array("Q", [0]), np.zeros(0, dtype=_LOOKUP), "wb")
+
+
+def extend_labels(source: Path, folder: Path, labels: Iterable[LabelText]) -> int:
+    """The label files of the bundle ``source`` with further labels behind its own; returns how many there are then."""
+    shutil.copyfile(source / LABELS_FILE, folder / LABELS_FILE)
+    offsets = array("Q", np.load(source / OFFSETS_FILE, allow_pickle=False).astype(np.uint64).tobytes())
+    lookup = np.load(source / LOOKUP_FILE, allow_pickle=False)
+    return _write(folder, labels, offsets, lookup, "ab")
+
+
+def _write(
+    folder: Path, labels: Iterable[LabelText], offsets: array[int], known: npt.NDArray[np.void],
+    mode: Literal["wb", "ab"],
+) -> int:  # fmt: skip
+    hashes = array("Q")  # 8 bytes a label, a list of ints would take 40
+    with (folder / LABELS_FILE).open(mode) as handle:
         for identifier, title, images, metadata in labels:
             line = json.dumps(
                 [identifier, title, list(images), dict(metadata)], ensure_ascii=False, separators=(",", ":")
@@ -206,12 +116,13 @@ def write_labels(folder: Path, labels: Iterable[tuple[str, str, Sequence[str], M
             offsets.append(offsets[-1] + handle.write(line.encode("utf-8") + b"\n"))
             hashes.append(hash_id(identifier))
     np.save(folder / OFFSETS_FILE, np.asarray(offsets, dtype=np.uint64), allow_pickle=False)
-    lookup = np.zeros(len(hashes), dtype=[("hash", "<u8"), ("label", "<u8")])
-    keys = np.asarray(hashes, dtype=np.uint64)
-    order = np.argsort(keys, kind="stable")
-    lookup["hash"], lookup["label"] = keys[order], order
+    added = np.zeros(len(hashes), dtype=_LOOKUP)
+    added["hash"], added["label"] = hashes, np.arange(len(known), len(known) + len(hashes))
+    lookup = np.concatenate([known, added])
+    # Stable, so that of equal hashes the smaller label comes first.
+    lookup = lookup[np.argsort(lookup["hash"], kind="stable")]
     np.save(folder / LOOKUP_FILE, lookup, allow_pickle=False)
-    return len(hashes)
+    return len(lookup)
 
 
 def hash_id(identifier: str) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def _is_number(value: Any) -> bool:
 
 def write_filters(path: Path, metadata: Iterable[Mapping[str, Any]]) -> None:
     """Index the metadata of labels 0, 1, 2, ... by key and value."""
-    postings: dict[str, dict[str, list[int]]] = {}
-    numbers: dict[str, list[tuple[float, int]]] = {}
+    postings: dict[str, dict[str, array[int]]] = {}
+    numbers: dict[str, tuple[array[float], array[int]]] = {}
     count = 0
     for label, fields in enumerate(metadata):
         count += 1
@@ -79,23 +80,75 @@ def write_filters(path: Path, metadata: Iterable[Mapping[str, Any]]) -> None:
             for element in _elements(value):
                 if (spelt := _spell(element)) is None:
                     continue
-                own = postings.setdefault(key, {}).setdefault(spelt, [])
+                own = postings.setdefault(key, {}).setdefault(spelt, array("q"))
                 if not own or own[-1] != label:
                     own.append(label)
                 if _is_number(element):
-                    numbers.setdefault(key, []).append((float(element), label))
+                    values, owners = numbers.setdefault(key, (array("d"), array("q")))
+                    values.append(float(element))
+                    owners.append(label)
     keys = sorted(postings)
     arrays: dict[str, npt.NDArray[Any]] = {"count": np.asarray(count, dtype=np.int64), "keys": pack_json(keys)}
     for number, key in enumerate(keys):
-        values = sorted(postings[key])
-        counts = [len(postings[key][value]) for value in values]
-        ranged = sorted(numbers.get(key, []))
-        arrays[f"{number}.values"] = pack_json(values)
-        arrays[f"{number}.offsets"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        arrays[f"{number}.labels"] = np.asarray([i for v in values for i in postings[key][v]], dtype=np.int64)
-        arrays[f"{number}.numbers"] = np.asarray([n for n, _ in ranged], dtype=np.float64)
-        arrays[f"{number}.number_labels"] = np.asarray([i for _, i in ranged], dtype=np.int64)
+        ordered = {value: np.asarray(postings[key][value]) for value in sorted(postings[key])}
+        ranged, ranged_labels = (np.asarray(own) for own in numbers.get(key, (array("d"), array("q"))))
+        arrays |= _key_arrays(number, ordered, ranged, ranged_labels)
     write_arrays(path, arrays)
+
+
+def _key_arrays(
+    number: int, postings: Mapping[str, npt.NDArray[Any]], ranged: npt.NDArray[Any], ranged_labels: npt.NDArray[Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of key ``number``: labels by value, values in order; numbers rising, and whose they are."""
+    order = np.lexsort((ranged_labels, ranged))
+    return {
+        f"{number}.values": pack_json(list(postings)),
+        f"{number}.offsets": np.concatenate([[0], np.cumsum([len(own) for own in postings.values()])]).astype(np.int64),
+        f"{number}.labels": np.concatenate(list(postings.values())).astype(np.int64),
+        f"{number}.numbers": ranged[order].astype(np.float64),
+        f"{number}.number_labels": ranged_labels[order].astype(np.int64),
+    }
+
+
+def extend_filters(source: Path, target: Path, metadata: Iterable[Mapping[str, Any]]) -> None:
+    """``source`` with further labels behind its own; equal to ``write_filters`` over all of them, to the byte.
+
+    Works on the arrays, so that the metadata of the labels that are there already need not be read again.
+    """
+    added = target.with_name(target.name + ".added")
+    write_filters(added, metadata)
+    try:
+        with np.load(source, allow_pickle=False) as old, np.load(added, allow_pickle=False) as new:
+            write_arrays(target, _joined(old, new))
+    finally:
+        added.unlink()
+
+
+def _joined(old: Mapping[str, npt.NDArray[Any]], new: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    first = int(old["count"])
+    sides = (old, 0), (new, first)
+    names = [unpack_json(side["keys"]) for side, _ in sides]
+    keys = sorted({*names[0], *names[1]})
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "count": np.asarray(first + int(new["count"]), dtype=np.int64),
+        "keys": pack_json(keys),
+    }
+    for number, key in enumerate(keys):
+        postings: dict[str, list[Int64Array]] = {}
+        numbers, owners = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+        for (side, shift), own in zip(sides, names, strict=True):
+            if key not in own:
+                continue
+            place = own.index(key)
+            offsets, labels = side[f"{place}.offsets"], side[f"{place}.labels"] + shift
+            for row, value in enumerate(unpack_json(side[f"{place}.values"])):
+                postings.setdefault(value, []).append(labels[offsets[row] : offsets[row + 1]])
+            numbers.append(side[f"{place}.numbers"])
+            owners.append(side[f"{place}.number_labels"] + shift)
+        ordered = {value: np.concatenate(postings[value]) for value in sorted(postings)}
+        ranged, ranged_labels = np.concatenate(numbers), np.concatenate(owners)
+        arrays |= _key_arrays(number, ordered, ranged, ranged_labels)
+    return arrays
 
 
 class FilterIndex:
@@ -173,6 +226,12 @@ class Exclusions:
     def highest_label(self) -> int:
         """Largest label index that is named, -1 for none."""
         return int(self._labels.max(initial=-1))
+
+    def items(self) -> Iterator[tuple[str, Int64Array]]:
+        """Every product id with its labels."""
+        for position in range(len(self._hashes)):
+            spelt = self._ids[self._id_offsets[position] : self._id_offsets[position + 1]]
+            yield spelt.tobytes().decode("utf-8"), self._labels[self._offsets[position] : self._offsets[position + 1]]
 
     def of(self, product_id: str) -> Int64Array:
         """Label indices of a product's exclude pairs, ascending; empty for an unknown product."""

@@ -9,19 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mufin.errors import BundleError, ConfigError
 from mufin.inputs import InputSpec
+from mufin.label_records_file import RecordNumber, check_number
 from mufin.scoring import ScoreSpec
 
 FORMAT_VERSION = 0
 """0 while the format still moves; a newer bundle is refused."""
 
 ENCODER_FILES = ("text_encoder.onnx", "image_encoder.onnx", "bag_encoder.onnx", "tokenizer.json")
-"""Files that, with the InputSpec, decide what an item's embedding is."""
+"""In every bundle: with the InputSpec they decide what an item's embedding is, where no int8 graph stands in."""
+
+INT8_FILES = {"text_encoder.onnx": "text_encoder.int8.onnx", "image_encoder.onnx": "image_encoder.int8.onnx"}
+"""fp32 graph -> the int8 graph that the CPU runs in its place; the fp32 one stays for other devices."""
+
+Precision = Literal["fp32", "int8"]
 
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -45,6 +51,46 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderPrecision:
+    """How one encoder is computed."""
+
+    precision: Precision = "fp32"
+    one_by_one: bool = False
+    """Every item in a call of its own: int8 scales over a whole batch, and here the company changes vectors too much."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "int8"):
+            raise ConfigError(f"precision is {self.precision!r}, must be fp32 or int8")
+        if type(self.one_by_one) is not bool:
+            raise ConfigError(f"one_by_one is {self.one_by_one!r}, must be true or false")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """How the title and the image encoder are computed on the CPU; the bag encoder, which is tiny, is fp32."""
+
+    text: EncoderPrecision = field(default_factory=EncoderPrecision)
+    image: EncoderPrecision = field(default_factory=EncoderPrecision)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Encoders:
+        """From what a manifest holds. Raises KeyError, TypeError or ConfigError."""
+        text, image = (EncoderPrecision(**values[name]) for name in ("text", "image"))
+        return cls(text, image)
+
+    @property
+    def int8_files(self) -> tuple[str, ...]:
+        """The int8 graphs that a bundle must hold for these."""
+        pairs = zip(INT8_FILES.values(), (self.text, self.image), strict=True)
+        return tuple(name for name, own in pairs if own.precision == "int8")
+
+    def graph_file(self, name: str) -> str:
+        """The graph that is run for an fp32 graph's name."""
+        int8 = INT8_FILES.get(name)
+        return int8 if int8 is not None and int8 in self.int8_files else name
+
+
+@dataclass(frozen=True, slots=True)
 class BundleSizes:
     """Sizes that the files must agree on."""
 
@@ -54,31 +100,45 @@ class BundleSizes:
     """D"""
     label_slots: int
     """M, bag slots kept of a label."""
-    record_type: Literal["float32", "float16"]
+    record_type: RecordNumber
     """Of keys, values and classifiers in records.bin."""
     cross_attention: bool
     """False: the network has none, the product's embedding meets the classifiers directly."""
     index: str
-    """Kind of labels.faiss: exact, or hnsw-sq8."""
+    """Kind of labels.faiss: exact, hnsw-sq8, ivf-sq8, ivf-pq or ivf-rabitq."""
+    encoders: Encoders = field(default_factory=Encoders)
+    index_candidates: float = 1.0
+    """Labels that an approximate index is asked for, per label wanted; the best of them by their vectors remain."""
+    removed: int = 0
+    """Of the labels: how many have a tombstone and are never returned."""
 
     def __post_init__(self) -> None:
+        if not self.index_candidates >= 1:
+            raise ConfigError(f"index_candidates is {self.index_candidates}, needs 1 or more")
+        if not 0 <= self.removed < self.labels:
+            raise ConfigError(f"removed is {self.removed} of {self.labels} labels, at least 1 must be left")
         for name in ("labels", "dimension", "label_slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, needs at least 1")
-        if self.record_type not in ("float32", "float16"):
-            raise ConfigError(f"record_type is {self.record_type!r}, must be float32 or float16")
+        check_number(self.record_type)
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """How far the bundle may lie from the network in torch (architecture.md)."""
+    """How far the bundle may lie from the network in torch (architecture.md); the last three where an encoder is int8."""
 
     encoder_difference: float = 1e-4
     """Largest absolute difference of title, image, bag and embedding vectors and of shortlist scores."""
     classifier_difference: float = 1e-4
-    """The same of classifier and fused scores; fp16 records need more."""
+    """The same of classifier and fused scores; float16 and int8 records need more."""
     top_k_agreement: float = 1.0
     """Least share of the first ten that torch ranks there, too, ties allowed; approximate indexes need less."""
+    int8_cosine: float = 0.99
+    """Least cosine of title, image, bag and embedding vectors."""
+    int8_top_k_agreement: float = 0.9
+    """Least share of the first ten."""
+    int8_tie: float = 0.01
+    """Labels of torch whose scores differ by no more are equal: what the vectors' error moves most scores by."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +157,14 @@ class Manifest:
 
     @property
     def encoder_id(self) -> str:
-        """Equal for two bundles whose items have equal embeddings."""
-        files = {name: self.files[name].sha256 for name in ENCODER_FILES}
-        return _identity({"files": files, "input_spec": self.input_spec.to_json()})
+        """Equal for two bundles whose items have equal embeddings on the CPU."""
+        return self.encoder_id_of(self.sizes.encoders)
+
+    def encoder_id_of(self, encoders: Encoders) -> str:
+        """The same where other graphs of the bundle are run, so that no cache mixes fp32 and int8 vectors."""
+        files = {name: self.files[encoders.graph_file(name)].sha256 for name in ENCODER_FILES}
+        alone = {"text": encoders.text.one_by_one, "image": encoders.image.one_by_one}
+        return _identity({"files": files, "one_by_one": alone, "input_spec": self.input_spec.to_json()})
 
     @property
     def bundle_id(self) -> str:
@@ -170,14 +235,15 @@ def _build(values: dict[str, Any]) -> Manifest:
         )
         for name, entry in values["files"].items()
     }
-    missing = sorted(set(ENCODER_FILES) - set(files))
+    sizes = BundleSizes(**{**values["sizes"], "encoders": Encoders.from_json(values["sizes"]["encoders"])})
+    missing = sorted({*ENCODER_FILES, *sizes.encoders.int8_files} - set(files))
     if missing:
         raise KeyError(f"files lists no {', '.join(missing)}")
     return Manifest(
         name=values["name"],
         input_spec=InputSpec.from_json(values["input_spec"]),
         score_spec=ScoreSpec.from_json(values["score_spec"]),
-        sizes=BundleSizes(**values["sizes"]),
+        sizes=sizes,
         tolerances=Tolerances(**values["tolerances"]),
         provenance=values["provenance"],
         files=files,

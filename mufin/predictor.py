@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from mufin.bundle import Bundle, Verify, open_bundle
 from mufin.errors import InputError
 from mufin.golden import GoldenResults, Parity, Ranked, compare, read_golden
-from mufin.graphs import EncoderGraphs
+from mufin.graphs import Device, EncoderGraphs
 from mufin.inputs import (
     BoolArray,
     FloatArray,
@@ -29,14 +30,14 @@ from mufin.inputs import (
 )
 from mufin.label_files import Label, LabelSource
 from mufin.label_store import BundleLabelStore
+from mufin.reranking import Kernel, Reranker
 from mufin.scoring import (
     CrossAttention,
     LabelRecords,
+    Modality,
     ScoreSpec,
-    classifier_scores,
     cross_attend,
     fuse,
-    probability,
     top_k,
 )
 
@@ -68,7 +69,14 @@ class LabelStore(Protocol):
         """
 
     def records(self, labels: Int64Array) -> LabelRecords:
-        """What reranking needs of (N,) labels, in their order."""
+        """What reranking and ``attention_weights`` need of (N,) labels, in their order, as plain arrays."""
+
+    def reranker(self, attention: CrossAttention | None) -> Reranker:
+        """What scores shortlists against products; asked for once, at opening, and warm when it comes back.
+
+        A store that has its records at hand reads them in place; any other returns
+        ``GatheredReranker(self.records, attention)`` of mufin.reranking.
+        """
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) unit length, in the order of ``labels``."""
@@ -106,6 +114,13 @@ class ProductBag:
     """(D,) unit length"""
     has_title: bool
 
+    @property
+    def modality(self) -> Modality:
+        """What the product came with; its scores are calibrated by that."""
+        if not self.has_title:
+            return "images"
+        return "both" if len(self.slots) > 1 else "title"
+
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
@@ -125,7 +140,7 @@ class Ranking:
     scores: FloatArray
     """fused; the order, ties by label index"""
     probabilities: FloatArray
-    """calibrated, of the fused score"""
+    """of the fused score, calibrated for what the product came with"""
     shortlist_scores: FloatArray
     classifier_scores: FloatArray
 
@@ -141,10 +156,19 @@ class Predictor:
         self.tokenizer = TitleTokenizer(bundle.tokenizer_definition, self.input_spec.max_title_tokens)
         self.dimension = bundle.manifest.sizes.dimension
         """D"""
-        self.encoder_id = bundle.manifest.encoder_id
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
         self._attention: CrossAttention | None = bundle.cross_attention
+        self._reranker = labels.reranker(self._attention)
+
+    @cached_property
+    def encoder_id(self) -> str:
+        """Of the graphs that run here: fp32 and int8 ones differ, so that no cache mixes their vectors."""
+        return self._bundle.manifest.encoder_id_of(self._graphs.encoders)
+
+    def with_graphs(self, graphs: EncoderGraphs) -> Predictor:
+        """The same bundle and labels behind other graphs, to compare precisions; not for answers."""
+        return Predictor(graphs, self.labels, self._bundle)
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
         """(B, D). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""
@@ -226,16 +250,10 @@ class Predictor:
         return [Shortlist(row[row >= 0], own[row >= 0]) for row, own in zip(labels, scores, strict=True)]
 
     def rerank(self, bags: Sequence[ProductBag], shortlists: Sequence[Shortlist]) -> list[FloatArray]:
-        """Classifier scores (n,) of each product's shortlist, in its order."""
-        return [self._rerank_one(bag, own.labels) for bag, own in zip(bags, shortlists, strict=True)]
-
-    def _rerank_one(self, bag: ProductBag, labels: Int64Array) -> FloatArray:
-        if len(labels) == 0:
-            return np.zeros(0, dtype=np.float32)
-        records = self.labels.records(labels)
-        if self._attention is None:
-            return np.asarray(records.classifiers @ bag.embedding, dtype=np.float32)
-        return classifier_scores(self._attention, bag.slots, records)
+        """Classifier scores (n,) of each product's shortlist, in its order; all products in one call."""
+        return self._reranker.rerank(
+            [bag.slots for bag in bags], [bag.embedding for bag in bags], [own.labels for own in shortlists]
+        )
 
     def attention_weights(self, bag: ProductBag, labels: Int64Array) -> FloatArray | None:
         """(n, S, M): how much each slot of the product attended to each slot of a label; None without cross-attention.
@@ -246,14 +264,14 @@ class Predictor:
             return None
         return cross_attend(self._attention, bag.slots, self.labels.records(labels))[1]
 
-    def fuse(self, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
+    def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
         """One product's shortlist and its classifier scores -> the k best by the fused score."""
         fused = fuse(self.score_spec, classifier, shortlist.scores)
         best = top_k(fused, shortlist.labels, k)
         return Ranking(
             labels=shortlist.labels[best],
             scores=fused[best],
-            probabilities=probability(self.score_spec, fused[best]),
+            probabilities=self.score_spec.calibration(bag.modality).probability(fused[best]),
             shortlist_scores=shortlist.scores[best],
             classifier_scores=classifier[best],
         )
@@ -268,7 +286,8 @@ class Predictor:
         """
         shortlists = self.shortlist_without(bags, k, allowed, excluded)
         scores = self.rerank(bags, shortlists)
-        return [self.fuse(own, classifier, k) for own, classifier in zip(shortlists, scores, strict=True)]
+        found = zip(bags, shortlists, scores, strict=True)
+        return [self.fuse(bag, own, classifier, k) for bag, own, classifier in found]
 
     def shortlist_without(
         self, bags: Sequence[ProductBag], k: int, allowed: BoolArray | None = None,
@@ -303,7 +322,7 @@ class Predictor:
             classifier=self.rerank(bags, expected),
             rankings=[Ranked(own.labels, own.scores) for own in self.rank(bags, golden.k)],
         )
-        return compare(golden, results, self._bundle.manifest.tolerances)
+        return compare(golden, results, self._bundle.manifest.tolerances, self._graphs.encoders)
 
 
 def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:
@@ -313,11 +332,17 @@ def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:
     return Shortlist(shortlist.labels[kept], shortlist.scores[kept])
 
 
-def open_predictor(path: Path, verify: Verify = "full", intra_op_threads: int = 1) -> Predictor:
+def open_predictor(
+    path: Path, verify: Verify = "full", intra_op_threads: int = 1, device: Device = "cpu", *,
+    kernel: Kernel = "numba", resident: bool = False,
+) -> Predictor:  # fmt: skip
     """Open a bundle and its graphs and index. Raises BundleError for one that must not be opened.
 
-    ``intra_op_threads``: threads of one graph call and of one label search.
+    ``intra_op_threads``: threads of one graph call and of one label search. ``device``: where the graphs run; cuda runs
+    the fp32 graphs of any bundle and raises ConfigError where ONNX Runtime cannot. ``kernel``: compiled reranking, or
+    numpy's, some ten times slower, which needs no numba. ``resident``: label records in memory, never read from disk later.
     """
     bundle = open_bundle(path, verify)
-    graphs = EncoderGraphs(path, bundle.manifest.sizes.dimension, intra_op_threads)
-    return Predictor(graphs, BundleLabelStore(bundle, intra_op_threads), bundle)
+    sizes = bundle.manifest.sizes
+    graphs = EncoderGraphs(path, sizes.dimension, intra_op_threads, sizes.encoders, device)
+    return Predictor(graphs, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mufin.catalogue import Catalogue, ImageReader, Item, ensure_validation
+from mufin.catalogue import Catalogue, ImageReader, Item, ensure_validation, forbidden_pairs
 from mufin.errors import BundleError, CatalogueError, CheckpointError, ImageError, MufinError
 from mufin.inputs import FloatArray, Int64Array, Uint8Array, decode_image
 from mufin.metrics import DEPTH, order_by_score
@@ -74,17 +74,6 @@ def open_subject(path: Path, batch_size: int = 32, threads: int = 1) -> Subject:
             f"{path}: has no model/run.json, so the run is not finished: run mufin-train again to resume"
         )
     raise MufinError(f"{path}: holds neither manifest.json (a bundle) nor model/run.json (a finished run)")
-
-
-def forbidden_pairs(catalogue: Catalogue, with_exclude: bool = True) -> Relevance:
-    """(all products x L): the label that is the product itself (same id) and, unless told, the exclude pairs."""
-    by_id = {label.id: index for index, label in enumerate(catalogue.labels)}
-    own = [(row, by_id[item.id]) for row, item in enumerate(catalogue.products) if item.id in by_id]
-    rows, labels = np.asarray(own, dtype=np.int64).reshape(-1, 2).T
-    if with_exclude:
-        excluded = catalogue.exclude.to_pairs()
-        rows, labels = np.concatenate([rows, excluded[0]]), np.concatenate([labels, excluded[1]])
-    return Relevance.from_pairs(rows, labels, len(catalogue.products), len(catalogue.labels))
 
 
 class RunSubject:

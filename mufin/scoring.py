@@ -5,18 +5,37 @@ projections folded as performance.md describes (one layer, one head):
 
     q_i . k_j = ((W_q x_i + b_q) W_k) . l_j + const(i)        -> folded into the product's query
     W_o W_v l_j + W_o b_v + b_o                               -> folded into the label's stored values
+
+Several heads share the stored keys, each with a query of its own; their values are weighted slice by slice, so W_o
+comes after them, label by label: right, and several times slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mufin.errors import ConfigError
 from mufin.inputs import BoolArray, FloatArray, Int64Array
+
+Modality = Literal["both", "title", "images"]
+"""What a product comes with: title and images, a title alone, images alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """probability = sigmoid(scale * score + offset), fitted on validation."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def probability(self, scores: FloatArray) -> FloatArray:
+        """Probability of relevance of fused scores, elementwise."""
+        z = self.scale * scores.astype(np.float64) + self.offset
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -60, 60))), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +46,25 @@ class ScoreSpec:
     """K, labels handed from the index to reranking."""
     fusion_weight: float = 0.5
     """alpha: score = alpha * classifier + (1 - alpha) * shortlist; chosen on validation."""
-    calibration_scale: float = 1.0
-    """a of probability = sigmoid(a * score + b), fitted on validation."""
-    calibration_offset: float = 0.0
-    """b of the same."""
+    calibration_both: Calibration = Calibration()
+    """Of products with title and images; a score means something else where one of them is missing."""
+    calibration_title: Calibration = Calibration()
+    """Of products with a title alone."""
+    calibration_images: Calibration = Calibration()
+    """Of products with images alone."""
 
     def __post_init__(self) -> None:
         if self.shortlist_size < 1:
             raise ConfigError(f"shortlist_size is {self.shortlist_size}, needs at least 1")
         if not 0.0 <= self.fusion_weight <= 1.0:
             raise ConfigError(f"fusion_weight is {self.fusion_weight}, must lie in 0..1")
+
+    def calibration(self, modality: Modality) -> Calibration:
+        """The one of products that come with ``modality``."""
+        by: dict[Modality, Calibration] = {
+            "both": self.calibration_both, "title": self.calibration_title, "images": self.calibration_images
+        }  # fmt: skip
+        return by[modality]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in field order."""
@@ -47,8 +75,13 @@ class ScoreSpec:
         """The inverse of ``to_json``; an unknown or missing field is an error."""
         known = set(cls.__dataclass_fields__)
         if set(values) != known:
-            raise ConfigError(f"ScoreSpec has fields {sorted(known)}, got {sorted(values)}")
-        return cls(**values)
+            raise ConfigError(
+                f"ScoreSpec has fields {sorted(known)}, got {sorted(values)}: train into a new folder, then export"
+            )
+        parts: dict[str, Any] = {
+            name: Calibration(**value) if name.startswith("calibration_") else value for name, value in values.items()
+        }
+        return cls(**parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +97,28 @@ class CrossAttention:
     norm_bias: FloatArray
     """(D,)"""
     norm_epsilon: float = 1e-5
+    heads: int = 1
+    """H; with more than one, ``query_matrix`` is (H, D, D), ``query_bias`` (H, D), and the last two are there."""
+    legacy_heads: bool = False
+    """Merge heads as the public code does, without the permute (mufin.md Q1). Means something for H > 1 only."""
+    output_matrix: FloatArray | None = None
+    """(D, D): W_o transposed; None with one head, whose values hold it"""
+    output_bias: FloatArray | None = None
+    """(D,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFold:
+    """The label's side: how its bag becomes the values that its record holds. All float32."""
+
+    value_matrix: FloatArray
+    """(D, D): bag @ value_matrix + value_bias = W_o (W_v bag + b_v) + b_o; W_v bag + b_v with several heads"""
+    value_bias: FloatArray
+    """(D,)"""
+
+    def values(self, bag: FloatArray) -> FloatArray:
+        """(..., D) -> (..., D)"""
+        return np.asarray(bag @ self.value_matrix + self.value_bias, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +128,7 @@ class LabelRecords:
     keys: FloatArray
     """(N, M, D): the label's bag after self-attention"""
     values: FloatArray
-    """(N, M, D): W_o W_v bag + W_o b_v + b_o"""
+    """(N, M, D): W_o W_v bag + W_o b_v + b_o, or W_v bag + b_v with several heads"""
     mask: BoolArray
     """(N, M): which slots hold something"""
     classifiers: FloatArray
@@ -89,20 +144,47 @@ def l2_normalise(vectors: FloatArray) -> FloatArray:
 def cross_attend(attention: CrossAttention, bag: FloatArray, records: LabelRecords) -> tuple[FloatArray, FloatArray]:
     """One product's bag (S, D), real slots only, against N labels.
 
-    Returns the label-adapted product vectors (N, D), not normalised, and the attention weights (N, S, M).
+    Returns the label-adapted product vectors (N, D), not normalised, and the attention weights (N, S, M), averaged
+    over heads.
     """
-    queries = bag @ attention.query_matrix + attention.query_bias
-    logits = np.matmul(queries, records.keys.transpose(0, 2, 1))
-    logits = np.where(records.mask[:, None, :], logits, -np.inf)
-    logits -= logits.max(axis=2, keepdims=True)
-    weights = np.exp(logits)
-    weights /= weights.sum(axis=2, keepdims=True)
-    hidden = np.matmul(weights, records.values) + bag
+    if attention.heads == 1:
+        queries = bag @ attention.query_matrix + attention.query_bias
+        weights = _masked_softmax(np.matmul(queries, records.keys.transpose(0, 2, 1)), records.mask[:, None, :])
+        hidden = np.matmul(weights, records.values) + bag
+    else:
+        by_head = _head_weights(attention, bag, records)
+        hidden = _merge_heads(attention, by_head, records.values) + bag
+        weights = by_head.mean(axis=1)
     centred = hidden - hidden.mean(axis=2, keepdims=True)
     variance = np.einsum("nsd,nsd->ns", centred, centred)[..., None] / bag.shape[1]
     normed = centred / np.sqrt(variance + attention.norm_epsilon)
     adapted = normed.mean(axis=1) * attention.norm_weight + attention.norm_bias
     return np.asarray(adapted, dtype=np.float32), np.asarray(weights, dtype=np.float32)
+
+
+def _masked_softmax(logits: FloatArray, mask: BoolArray) -> FloatArray:
+    """Over the last axis, 0 where ``mask`` is false."""
+    logits = np.where(mask, logits, np.float32(-np.inf))
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def _head_weights(attention: CrossAttention, bag: FloatArray, records: LabelRecords) -> FloatArray:
+    """(N, H, S, M): every head asks the same stored keys with queries of its own."""
+    queries = np.matmul(bag, attention.query_matrix) + attention.query_bias[:, None, :]
+    logits = np.matmul(queries[None], records.keys.transpose(0, 2, 1)[:, None])
+    return _masked_softmax(logits, records.mask[:, None, None, :])
+
+
+def _merge_heads(attention: CrossAttention, weights: FloatArray, values: FloatArray) -> FloatArray:
+    """(N, H, S, M) weights and (N, M, D) values -> (N, S, D): each head its own slice of the values, then W_o."""
+    assert attention.output_matrix is not None and attention.output_bias is not None
+    count, heads, size, _ = weights.shape
+    split = values.reshape(count, values.shape[1], heads, -1).transpose(0, 2, 1, 3)
+    attended = np.matmul(weights, split)
+    merged = attended if attention.legacy_heads else attended.transpose(0, 2, 1, 3)
+    flat = merged.reshape(count, size, values.shape[2])
+    return np.asarray(flat @ attention.output_matrix + attention.output_bias, dtype=np.float32)
 
 
 def classifier_scores(attention: CrossAttention, bag: FloatArray, records: LabelRecords) -> FloatArray:
@@ -115,12 +197,6 @@ def fuse(spec: ScoreSpec, classifier: FloatArray, shortlist: FloatArray) -> Floa
     """alpha * classifier + (1 - alpha) * shortlist, elementwise."""
     alpha = np.float32(spec.fusion_weight)
     return np.asarray(alpha * classifier + (np.float32(1) - alpha) * shortlist, dtype=np.float32)
-
-
-def probability(spec: ScoreSpec, scores: FloatArray) -> FloatArray:
-    """Calibrated probability of relevance of fused scores, elementwise."""
-    z = spec.calibration_scale * scores.astype(np.float64) + spec.calibration_offset
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -60, 60))), dtype=np.float32)
 
 
 def top_k(scores: FloatArray, labels: Int64Array, k: int) -> Int64Array:

@@ -138,11 +138,10 @@ class Ranker:
         return np.concatenate([named, self._model.labels.excluded(rules.product_id)])
 
     def _run_rerank(self, found: Sequence[Shortlisted]) -> list[Ranking]:
-        shortlists = [own.shortlist for own in found]
-        scores = self._model.rerank([own.bag for own in found], shortlists)
+        scores = self._model.rerank([own.bag for own in found], [own.shortlist for own in found])
         return [
-            self._model.fuse(shortlist, own, len(shortlist.labels))
-            for shortlist, own in zip(shortlists, scores, strict=True)
+            self._model.fuse(own.bag, own.shortlist, classifier, len(own.shortlist.labels))
+            for own, classifier in zip(found, scores, strict=True)
         ]
 
     def _run_choose(self, jobs: Sequence[ChoiceJob]) -> list[Choice]:

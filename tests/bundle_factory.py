@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -26,13 +27,24 @@ from mufin.bundle import (
     TOKENIZER_FILE,
     BundleWriter,
     write_cross_attention,
+    write_removed,
 )
 from mufin.golden import Golden, write_golden
 from mufin.inputs import FloatArray, InputSpec, Int64Array, TitleTokenizer, Uint8Array
-from mufin.label_files import RecordBlock, RecordWriter, write_labels
+from mufin.label_files import write_labels
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, write_excluded, write_filters
-from mufin.manifest import BundleSizes, Tolerances
-from mufin.scoring import CrossAttention, LabelRecords, ScoreSpec, classifier_scores, fuse, l2_normalise
+from mufin.label_records_file import RecordBlock, RecordWriter
+from mufin.manifest import INT8_FILES, BundleSizes, Encoders, Tolerances
+from mufin.scoring import (
+    Calibration,
+    CrossAttention,
+    LabelFold,
+    LabelRecords,
+    ScoreSpec,
+    classifier_scores,
+    fuse,
+    l2_normalise,
+)
 
 SIDE = 8
 DIMENSION = 16
@@ -100,6 +112,7 @@ class TinyEncoder:
             norm_bias=(0.1 * random.standard_normal(DIMENSION)).astype(np.float32),
         )
         self.value = (random.standard_normal((DIMENSION, DIMENSION)) / 4).astype(np.float32)
+        self.fold = LabelFold(self.value, np.zeros(DIMENSION, dtype=np.float32))
 
     def title(self, ids: Int64Array, mask: Int64Array) -> FloatArray:
         """(B, T) -> (B, D): mean of word vectors."""
@@ -197,32 +210,47 @@ def make_tiny_bundle(
     folder: Path, *, labels: int = 40, name: str = "products", seed: int = 0, shortlist_size: int = 20,
     excluded: dict[str, Int64Array] | None = None, cross_attention: bool = True,
     record_type: Any = "float32", index: IndexSettings | None = None, score_spec: ScoreSpec | None = None,
+    encoders: Encoders | None = None, label_slots: int = LABEL_SLOTS,
 ) -> Path:  # fmt: skip
     """Write a bundle of ``tiny_labels(labels)`` to ``folder`` and return it. Product ids equal to label ids are theirs."""
     encoder = TinyEncoder(seed)
     spec = InputSpec(image_side_pixels=SIDE, max_title_tokens=12, max_images=2)
-    scores = score_spec or ScoreSpec(shortlist_size=shortlist_size, calibration_scale=4.0, calibration_offset=-1.0)
+    scores = score_spec or ScoreSpec(
+        shortlist_size, 0.5, Calibration(4.0, -1.0), Calibration(3.0, -0.5), Calibration(2.0, -1.5)
+    )
     tokenizer = TitleTokenizer(tiny_tokenizer(), spec.max_title_tokens)
     with BundleWriter(folder) as writer:
         (writer.folder / TOKENIZER_FILE).write_text(tokenizer.definition, encoding="utf-8")
         encoder.write_graphs(writer.folder)
+        own_encoders = encoders or Encoders()
+        for source, target in INT8_FILES.items():
+            if target in own_encoders.int8_files:
+                _write_int8(writer.folder / source, writer.folder / target)
         if cross_attention:
-            write_cross_attention(writer.folder / CROSS_FILE, encoder.attention)
+            write_cross_attention(writer.folder / CROSS_FILE, encoder.attention, encoder.fold)
         own = tiny_labels(labels)
         write_labels(writer.folder, ((o.id, o.title, o.images, o.metadata) for o in own))
         write_filters(writer.folder / FILTERS_FILE, (o.metadata for o in own))
         write_excluded(writer.folder / EXCLUDED_FILE, excluded or {})
-        embeddings = _write_records(writer.folder, own, encoder, tokenizer, record_type)
+        write_removed(writer.folder, np.zeros(0, dtype=np.int64))
+        embeddings = _write_records(writer.folder, own, encoder, tokenizer, record_type, label_slots)
         found = build_index(
             embeddings, np.zeros(labels, np.int64), min(scores.shortlist_size, labels), index or IndexSettings()
         )
         write_index(writer.folder, found)
-        sizes = BundleSizes(labels, DIMENSION, LABEL_SLOTS, record_type, cross_attention, found.kind)
+        sizes = BundleSizes(
+            labels, DIMENSION, label_slots, record_type, cross_attention, found.kind, encoders=own_encoders,
+            index_candidates=found.candidates,
+        )  # fmt: skip
         write_golden(writer.folder, _golden(encoder, tokenizer, embeddings, own, scores, cross_attention))
         tolerances = Tolerances(classifier_difference=1e-4 if record_type == "float32" else 1e-2)
         writer.seal(name, spec, scores, sizes, tolerances, {"made_by": "tests/bundle_factory.py"})
         writer.finish()
     return folder
+
+
+def _write_int8(source: Path, target: Path) -> None:
+    quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
 
 def label_bag(label: TinyLabel, encoder: TinyEncoder, tokenizer: TitleTokenizer) -> tuple[FloatArray, FloatArray]:
@@ -235,7 +263,12 @@ def label_bag(label: TinyLabel, encoder: TinyEncoder, tokenizer: TitleTokenizer)
 
 
 def _write_records(
-    folder: Path, labels: list[TinyLabel], encoder: TinyEncoder, tokenizer: TitleTokenizer, number: Any
+    folder: Path,
+    labels: list[TinyLabel],
+    encoder: TinyEncoder,
+    tokenizer: TitleTokenizer,
+    number: Any,
+    label_slots: int,
 ) -> FloatArray:
     bags = [label_bag(label, encoder, tokenizer) for label in labels]
     embeddings = np.stack([embedding for _, embedding in bags])
@@ -246,7 +279,7 @@ def _write_records(
         has_title=np.array([bool(label.title) for label in labels]),
         source="trained",
     )
-    with RecordWriter(folder, DIMENSION, LABEL_SLOTS, number) as records:
+    with RecordWriter(folder, DIMENSION, label_slots, number) as records:
         records.append(block)
     return embeddings
 

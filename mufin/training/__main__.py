@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder; one that was begun is resumed")
     parser.add_argument("--config", help=f"JSON or TOML file, or a preset: {', '.join(PRESETS)} (default small)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. siamese.epochs=5")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1 (default: cuda where there is one; under accelerate each process has its own)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
     options = parser.parse_args(arguments)
     try:
@@ -55,7 +58,9 @@ def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=options.device == "cpu" or not torch.cuda.is_available())
-    device = torch.device(options.device) if options.device else accelerator.device if accelerator else None
+    device = torch.device(options.device) if options.device else None
+    if accelerator is not None:  # "cuda" would put every process on the first GPU
+        device = accelerator.device
     with Reporter(options.quiet or bool(accelerator and not accelerator.is_main_process)) as reporter:
         metrics = train(catalogue, config, options.run, reporter, Workers(accelerator), device)
         for row in ("shortlist", "classifier", "full"):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,19 @@ def load_run(folder: Path) -> Run:
 
 
 @dataclass
+class EpochSoFar:
+    """What the log line of an epoch sums up."""
+
+    loss_sum: float = 0.0
+    steps: int = 0
+    """Steps whose loss is in the sum."""
+    seconds: float = 0.0
+    """Time spent before the last checkpoint."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """The same by stage."""
+
+
+@dataclass
 class TrainState:
     """Where training stands; everything needed to go on as if nothing had happened."""
 
@@ -168,13 +181,16 @@ class TrainState:
     adapters: bool
     metrics_bytes: int
     """Length of metrics.jsonl; lines behind it are repeated after a resume."""
+    epoch_so_far: EpochSoFar
+    """Of the epoch under way, so that its log line covers all of it after a resume, too."""
     identity: str
     """SHA-256 of config and catalogue facts; another one is refused."""
 
 
 def save_state(folder: Path, state: TrainState) -> None:
     """Replace the resume state, atomically."""
-    atomic_write(folder / STATE_FILE, lambda path: torch.save(vars(state), path))
+    values = {**vars(state), "epoch_so_far": vars(state.epoch_so_far)}
+    atomic_write(folder / STATE_FILE, lambda path: torch.save(values, path))
 
 
 def load_state(folder: Path, identity: str) -> TrainState | None:
@@ -183,8 +199,9 @@ def load_state(folder: Path, identity: str) -> TrainState | None:
     if not path.is_file():
         return None
     try:
-        state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        state = TrainState(**{**values, "epoch_so_far": EpochSoFar(**values["epoch_so_far"])})
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; delete the run folder and train again") from error
     _check_identity(folder, state.identity, identity)
     return state

@@ -73,15 +73,19 @@ class EncodedItems:
 
 @torch.no_grad()
 def embed_items(
-    encoder: ItemEncoder, arrays: ItemArrays, items: Int64Array | None, batch_size: int, device: torch.device
-) -> FloatArray:
-    """Embeddings (N, D) of ``items`` (None: all) in eval mode; their bags are never held together."""
+    encoder: ItemEncoder, arrays: ItemArrays, items: Int64Array | None, batch_size: int, device: torch.device,
+    *, unit_length: bool = True,
+) -> FloatArray:  # fmt: skip
+    """Embeddings (N, D) of ``items`` (None: all) in eval mode; their bags are never held together.
+
+    ``unit_length=False``: the mean of each bag as it comes.
+    """
     wanted = np.arange(len(arrays)) if items is None else items
     embeddings: FloatArray | None = None
-    for rows, _, _, own in _encoded_batches(encoder, arrays, wanted, batch_size, device):
+    for rows, bags, mask, own in _encoded_batches(encoder, arrays, wanted, batch_size, device):
         if embeddings is None:
             embeddings = np.zeros((len(wanted), own.shape[1]), np.float32)
-        embeddings[rows] = own
+        embeddings[rows] = own if unit_length else (bags * mask[..., None]).sum(axis=1) / mask.sum(axis=1)[:, None]
     if embeddings is None:
         raise ValueError("no items to embed")
     return embeddings

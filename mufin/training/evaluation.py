@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from mufin.catalogue import Catalogue, Relevance
+from mufin.catalogue import Catalogue, Relevance, forbidden_pairs
 from mufin.errors import CheckpointError
 from mufin.inputs import FloatArray, Int64Array, TitleTokenizer
 from mufin.scoring import ScoreSpec
@@ -59,20 +59,6 @@ class RankedSplit:
     """shortlist, classifier, full -> labels (N, K) padded -1"""
     scores: dict[str, FloatArray]
     """the same keys -> scores (N, K)"""
-
-
-def forbidden_pairs(catalogue: Catalogue) -> Relevance:
-    """(all products, L): exclude pairs, and the label that is the product itself."""
-    by_id = {label.id: index for index, label in enumerate(catalogue.labels)}
-    own = [(row, by_id[p.id]) for row, p in enumerate(catalogue.products) if p.id in by_id]
-    rows, labels = catalogue.exclude.to_pairs()
-    if own:
-        own_rows, own_labels = np.asarray(own, dtype=np.int64).T
-        rows, labels = np.concatenate([rows, own_rows]), np.concatenate([labels, own_labels])
-    flat = np.unique(rows * len(catalogue.labels) + labels)
-    return Relevance.from_pairs(
-        flat // len(catalogue.labels), flat % len(catalogue.labels), len(catalogue.products), len(catalogue.labels)
-    )
 
 
 @torch.no_grad()

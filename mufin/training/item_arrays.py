@@ -123,6 +123,14 @@ class ItemArrays:
             return np.array(stored[rows], dtype=np.float32)
         return np.array(self.pixels[rows])
 
+    def without_images(self) -> ItemArrays:
+        """The same items as if none had an image; those without a title have nothing left."""
+        return replace(self, image_offsets=np.zeros_like(self.image_offsets), image_rows=self.image_rows[:0])
+
+    def without_titles(self) -> ItemArrays:
+        """The same items as if none had a title; those without an image have nothing left."""
+        return replace(self, has_title=np.zeros_like(self.has_title))
+
     def with_vectors(self, title_vectors: FloatArray, image_vectors: FloatArray) -> ItemArrays:
         """The same items with module 3's vectors in place of tokens and pixels."""
         return replace(self, title_vectors=title_vectors, image_vectors=image_vectors)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mufin.errors import TrainingError
 from mufin.inputs import Int64Array
-from mufin.training.checkpoint import TrainState, has_adapters, save_state
+from mufin.training.checkpoint import EpochSoFar, TrainState, has_adapters, save_state
 from mufin.training.config import TrainConfig
 from mufin.training.disk import full_disk_explained
 from mufin.training.memory import out_of_memory_explained
@@ -107,42 +107,44 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
     optimizers = [_optimizer(group) for group in module.groups if group.parameters]
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.config.precision == "fp16")
     epoch = step = 0
+    so_far = EpochSoFar()
     if resumed is not None:
-        epoch, step = resumed.epoch, resumed.step
+        epoch, step, so_far = resumed.epoch, resumed.step, resumed.epoch_so_far
+        session.seconds = dict(so_far.stage_seconds)
         for optimizer, state in zip(optimizers, resumed.optimizers, strict=True):
             optimizer.load_state_dict(state)
         if resumed.scaler:
             scaler.load_state_dict(resumed.scaler)
     else:
-        _save(session, module, optimizers, scaler, 0, 0)
+        _save(session, module, optimizers, scaler, 0, 0, so_far)
     last_save = time.monotonic()
     while epoch < module.epochs:
-        started = time.monotonic()
+        started = time.monotonic() - so_far.seconds
         batches = module.batches(epoch)
-        losses: list[float] = []
         while step < len(batches):
             due = time.monotonic() - last_save > session.config.checkpoint_minutes * 60
             if due and step % module.accumulation == 0:
-                _save(session, module, optimizers, scaler, epoch, step)
+                so_far.seconds, so_far.stage_seconds = time.monotonic() - started, dict(session.seconds)
+                _save(session, module, optimizers, scaler, epoch, step, so_far)
                 last_save = time.monotonic()
-            losses.append(_step(session, module, optimizers, scaler, epoch, step, batches))
-            step += 1
+            loss = _step(session, module, optimizers, scaler, epoch, step, batches)
+            so_far.loss_sum, so_far.steps, step = so_far.loss_sum + loss, so_far.steps + 1, step + 1
             session.reporter.step(
-                module.name, epoch * len(batches) + step, module.epochs * len(batches), f"loss {losses[-1]:.4f}"
+                module.name, epoch * len(batches) + step, module.epochs * len(batches), f"loss {loss:.4f}"
             )
         epoch, step = epoch + 1, 0
         figures = module.after_epoch(epoch)
         spent = {f"{name}_seconds": round(value, 3) for name, value in session.seconds.items()}
         session.seconds.clear()
-        mean = float(np.mean(losses)) if losses else float("nan")
         rate = module.groups[0].learning_rate * schedule(
             epoch * len(batches), module.epochs * len(batches), module.warmup_epochs * len(batches)
         )
         session.log(
-            module=module.name, epoch=epoch, loss=mean, learning_rate=rate,
+            module=module.name, epoch=epoch, loss=so_far.loss_sum / so_far.steps, learning_rate=rate,
             epoch_seconds=round(time.monotonic() - started, 3), **spent, **figures,
         )  # fmt: skip
-        _save(session, module, optimizers, scaler, epoch, 0)
+        so_far = EpochSoFar()
+        _save(session, module, optimizers, scaler, epoch, 0, so_far)
         last_save = time.monotonic()
 
 
@@ -222,7 +224,7 @@ def _check_gradients(module: Module, place: str) -> None:
 
 def _save(
     session: Session, module: Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
-    epoch: int, step: int,
+    epoch: int, step: int, so_far: EpochSoFar,
 ) -> None:  # fmt: skip
     if not session.workers.is_main:
         return
@@ -234,6 +236,6 @@ def _save(
             optimizers=[optimizer.state_dict() for optimizer in optimizers], scaler=scaler.state_dict(),
             clusters=[torch.from_numpy(c) for c in session.clusters], positives=session.positives,
             adapters=has_adapters(session.model), metrics_bytes=metrics.stat().st_size if metrics.exists() else 0,
-            identity=session.identity,
+            epoch_so_far=so_far, identity=session.identity,
         ),
     )  # fmt: skip

@@ -36,7 +36,9 @@ def balanced_clusters(vectors: Tensor, largest: int, random: np.random.Generator
 def _halve(vectors: Tensor, cluster: Int64Array, random: np.random.Generator) -> list[Int64Array]:
     if len(cluster) < 2:
         return [cluster]
-    own = vectors[torch.from_numpy(cluster).to(vectors.device)]
+    # The first split is of everything in order: a copy would be as large again.
+    whole = len(cluster) == len(vectors)
+    own = vectors if whole else vectors[torch.from_numpy(cluster).to(vectors.device)]
     seeds = torch.from_numpy(random.choice(len(cluster), 2, replace=False)).to(vectors.device)
     centroids = F.normalize(own[seeds], dim=1)
     middle, previous = len(cluster) // 2, -torch.inf

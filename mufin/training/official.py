@@ -229,10 +229,7 @@ def check(folder: Path) -> list[Comparison]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     inputs = dict(np.load(folder / "inputs.npz", allow_pickle=False))
     expected = dict(np.load(folder / "expected.npz", allow_pickle=False))
-    legacy = bool(config.get("legacy_heads", False))
-    ours = compute(
-        config, inputs, _network(folder, "module1", config, legacy), _network(folder, "module4", config, legacy)
-    )
+    ours = compute(config, inputs, read_network(folder, "module1", config), read_network(folder, "module4", config))
     unknown = sorted(set(expected) - set(ours))
     if unknown:
         raise CheckpointError(f"{folder}/expected.npz: arrays not known: {', '.join(unknown)}")
@@ -241,17 +238,26 @@ def check(folder: Path) -> list[Comparison]:
     return [Comparison(name, _difference(name, ours, expected)) for name in expected]
 
 
-def _network(folder: Path, name: str, config: Mapping[str, Any], legacy_heads: bool) -> Mufin:
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Where ``folder`` has a checkpoint of that name. Raises CheckpointError when it has none."""
     paths = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".pt", ".pth", ".pkl", ".bin")]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: has no {name}.safetensors (nor .pt, .pth, .pkl, .bin)")
+    return path
+
+
+def read_network(folder: Path, name: str, config: Mapping[str, Any]) -> Mufin:
+    """The network of a folder's checkpoint (module1, module4), in eval mode; ``config`` is its config.json."""
+    path = checkpoint_path(folder, name)
     checkpoint = read_official(path)
+    legacy_heads = bool(config.get("legacy_heads", False))
     model = build_official_network(config, checkpoint.label_count or int(config.get("labels", 1)), legacy_heads)
     load_official(model, checkpoint, str(path))
     return model
 
 
+@torch.no_grad()
 def compute(
     config: Mapping[str, Any], inputs: Mapping[str, Any], module1: Mufin, module4: Mufin
 ) -> dict[str, FloatArray]:

@@ -11,15 +11,19 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
-from mufin.catalogue import Catalogue, Relevance
+from mufin.catalogue import Catalogue, Relevance, forbidden_pairs
 from mufin.errors import CatalogueError, ConfigError
 from mufin.inputs import Int64Array, TitleTokenizer
+from mufin.metrics import remove_from_relevance
 from mufin.training.checkpoint import RunFacts, hash_label_ids
 from mufin.training.config import TrainConfig
-from mufin.training.evaluation import forbidden_pairs
 from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import Mufin, build_backbone, build_network
 from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
+
+OPERATIONAL = ("checkpoint_minutes", "evaluate_epochs", "encode_batch_size")
+"""Fields of TrainConfig that may change between a killed run and its resumption. Another ``encode_batch_size`` pads
+otherwise, so embeddings may differ in the last bits from there on."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class TrainingData:
     """(train products, L)"""
     valid_rows: Int64Array
     valid: Relevance
+    """(valid products, L), without forbidden pairs, as mufin-evaluate counts"""
     forbidden: Relevance
     """(all products, L): never recommended, never a negative"""
     frequency: Int64Array
@@ -61,8 +66,12 @@ def run_facts(catalogue: Catalogue) -> RunFacts:
 
 
 def run_identity(config: TrainConfig, facts: RunFacts) -> str:
-    """SHA-256 of config and facts: a resumed run must have the same. Where the catalogue lies does not count."""
-    values = {**asdict(facts), "catalogue": "", "config": config.to_json()}
+    """SHA-256 of config and facts: a resumed run must have the same.
+
+    Where the catalogue lies does not count, nor what only says how the work is done (``OPERATIONAL``).
+    """
+    settings = {key: value for key, value in config.to_json().items() if key not in OPERATIONAL}
+    values = {**asdict(facts), "catalogue": "", "config": settings}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -77,9 +86,11 @@ def tokenizer_json_of(catalogue: Catalogue, config: TrainConfig) -> str:
 def training_data(catalogue: Catalogue, products: ItemArrays, labels: ItemArrays) -> TrainingData:
     """Arrays and relevance of a catalogue that has a validation split."""
     training, valid = catalogue.splits["train"], catalogue.splits["valid"]
+    forbidden = forbidden_pairs(catalogue)
     return TrainingData(
-        products, labels, training.products, training.relevance, valid.products, valid.relevance,
-        forbidden_pairs(catalogue), training.relevance.label_frequency(),
+        products, labels, training.products, training.relevance, valid.products,
+        remove_from_relevance(valid.relevance, forbidden.select(valid.products)), forbidden,
+        training.relevance.label_frequency(),
     )  # fmt: skip
 
 

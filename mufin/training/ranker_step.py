@@ -65,7 +65,8 @@ def ranker_loss(
     index = torch.from_numpy(inverse.reshape(len(own), -1)).to(device)
     items = data.products.batch(data.train_rows[rows[own]], session.config.image_dropout, random)
     bag, mask, _ = encode_batch(model.encoder, items, device)
-    label_bag, label_mask, label_embedding = encode_batch(model.encoder, data.labels.batch(distinct), device)
+    label_items = data.labels.batch(distinct, session.config.image_dropout, random)
+    label_bag, label_mask, label_embedding = encode_batch(model.encoder, label_items, device)
     if model.cross_attention is None:
         adapted, _ = model.adapt(bag, mask, label_bag[index], label_mask[index])
     else:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mufin.catalogue import Catalogue, ensure_validation
 from mufin.errors import CheckpointError
 from mufin.inputs import Int64Array, TitleTokenizer
-from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import (
     RunFacts,
     TrainState,
@@ -31,14 +31,10 @@ from mufin.training.checkpoint import (
 )
 from mufin.training.config import RankerConfig, TrainConfig
 from mufin.training.curves import draw_curves
-from mufin.training.disk import atomic_write
+from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
     embed_items,
 )
-from mufin.training.evaluation import (
-    rank_candidates,
-)
-from mufin.training.fusion import choose_fusion_weight, fit_calibration, relevant_at
 from mufin.training.item_arrays import prepare
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
 from mufin.training.memory import out_of_memory_explained
@@ -58,12 +54,17 @@ from mufin.training.preparation import (
 )
 from mufin.training.progress import Reporter
 from mufin.training.ranker_step import ranker_groups, ranker_loss
+from mufin.training.score_fitting import fit_scores
 from mufin.training.shortlist import LabelSearch
 from mufin.training.siamese_step import siamese_loss
 from mufin.training.stored_features import with_frozen_backbones, with_stored_features
-from mufin.training.validation import evaluate_full, evaluate_shortlist, precision, scored_candidates
+from mufin.training.validation import (
+    evaluate_full,
+    evaluate_shortlist,
+)
 from mufin.training.workers import Workers
 
+_SHORTLISTS_AT_ONCE = 65_536
 MODULES = ("siamese", "frozen_ranker", "ranker")
 
 
@@ -98,12 +99,14 @@ def train(
         data = training_data(catalogue, products, labels)
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
         session = Session(config, model, device, folder, reporter, workers, identity)
+        if workers.count > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+            reporter.say("batch norm takes the statistics of each process's own share of a batch (docs/training.md)")
         if resumed is None:
             for stale in cache.glob("shortlists-*"):
                 stale.unlink()
             if workers.is_main:
                 (folder / METRICS_FILE).unlink(missing_ok=True)
-            session.log(config=config.to_json(), facts=asdict(facts))
+            session.log(config=config.to_json(), facts=asdict(facts), processes=workers.count)
         else:
             _restore(session, resumed)
             reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
@@ -164,12 +167,14 @@ def train_siamese(session: Session, data: TrainingData, resumed: TrainState | No
 def _recluster(session: Session, data: TrainingData, random: np.random.Generator) -> None:
     settings, config = session.config.siamese, session.config
     encoder, size, device = session.model.encoder, config.encode_batch_size, session.device
-    vectors = torch.from_numpy(embed_items(encoder, data.products, data.train_rows, size, device)).to(device)
+    pooled = embed_items(encoder, data.products, data.train_rows, size, device, unit_length=False)
+    vectors = torch.from_numpy(pooled).to(device)
     clusters = balanced_clusters(vectors, settings.cluster_size, random)
     session.clusters = [c.numpy() for c in session.workers.same([torch.from_numpy(c) for c in clusters])]
     if settings.hard_positives:
         labels = embed_items(encoder, data.labels, None, size, device)
-        session.positives = session.workers.same([vectors.cpu(), torch.from_numpy(labels)])
+        products = torch.nn.functional.normalize(vectors, dim=1).cpu()
+        session.positives = session.workers.same([products, torch.from_numpy(labels)])
 
 
 def train_ranker(
@@ -203,6 +208,8 @@ def train_ranker(
         nonlocal shortlists, made
         if every and epoch % every == 0 and epoch != made:
             shortlists = _shortlists(session, data, cache / f"shortlists-{name}-{epoch}.npy", may_compute=True)
+            # The checkpoint already stands behind the epoch that used the old ones.
+            (cache / f"shortlists-{name}-{made}.npy").unlink(missing_ok=True)
             made = epoch
         return random_batches(len(data.train_rows), settings.batch_size, generator(config.seed, name, epoch))
 
@@ -251,14 +258,18 @@ def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: b
         if not may_compute:
             raise CheckpointError(f"{path} is gone, and cannot be made again in mid-training: train into a new folder")
         labels = embed_items(encoder, data.labels, None, config.encode_batch_size, device)
-        queries = embed_items(encoder, data.products, data.train_rows, config.encode_batch_size, device)
         search = LabelSearch(labels, data.frequency, config.shortlist)
-        found, _ = search.search(queries, min(config.shortlist.size, len(data.labels)))
-        (found_everywhere,) = session.workers.same([torch.from_numpy(found.astype(np.int32))])
+        shape = (len(data.train_rows), min(config.shortlist.size, len(data.labels)))
 
         def write(target: Path) -> None:
-            with target.open("wb") as handle:
-                np.save(handle, found_everywhere.numpy())
+            stored = allocate(target, np.int32, shape)
+            for start in range(0, shape[0], _SHORTLISTS_AT_ONCE):
+                block = slice(start, start + _SHORTLISTS_AT_ONCE)
+                rows = data.train_rows[block]
+                queries = embed_items(encoder, data.products, rows, config.encode_batch_size, device)
+                found, _ = search.search(queries, shape[1])
+                stored[block] = session.workers.same([torch.from_numpy(found.astype(np.int32))])[0].numpy()
+            stored.flush()
 
         atomic_write(path, write)
     session.spend("shortlist", began)
@@ -268,31 +279,19 @@ def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: b
 
 def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path) -> dict[str, Any]:
     """Re-index with the final encoder, choose fusion weight and calibration on validation, save the run."""
-    size = session.config.shortlist.size
-    candidates = scored_candidates(session, data, data.valid_rows, cache / "bags.npy")
-    alpha, curve = choose_fusion_weight(candidates, data.valid)
-    spec = ScoreSpec(shortlist_size=size, fusion_weight=alpha)
-    ranked = rank_candidates(candidates, data.valid_rows, spec)
-    known = ranked.rows["full"] >= 0
-    relevant = relevant_at(ranked.rows["full"], data.valid)
-    scale, offset = fit_calibration(ranked.scores["full"][known], relevant[known])
-    spec = replace(spec, calibration_scale=scale, calibration_offset=offset)
-    metrics = {name: precision(labels_, data.valid) for name, labels_ in ranked.rows.items()}
-    session.log(module="finish", fusion_weight=alpha, fusion_curve=curve, metrics=metrics)
-    metrics_and_weight = {"fusion_weight": alpha, **metrics}
+    fitted = fit_scores(session, data, cache / "bags.npy")
+    rows = {name: fitted.metrics[name] for name in ("shortlist", "classifier", "full")}
+    session.log(
+        module="finish", fusion_weight=fitted.spec.fusion_weight, fusion_curve=fitted.fusion_curve, metrics=rows,
+        calibration=fitted.metrics["calibration"],
+    )  # fmt: skip
     if session.workers.is_main:
         save_run(
-            session.folder,
-            session.model,
-            session.config,
-            spec,
-            tokenizer_json,
-            facts,
-            metrics_and_weight,
+            session.folder, session.model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
             session.identity,
-        )
+        )  # fmt: skip
         draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
-    return metrics_and_weight
+    return fitted.metrics
 
 
 def _restore(session: Session, state: TrainState) -> None:

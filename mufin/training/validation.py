@@ -12,20 +12,24 @@ from typing import Any
 import numpy as np
 
 from mufin.catalogue import Relevance
-from mufin.inputs import Int64Array
-from mufin.scoring import ScoreSpec
+from mufin.inputs import BoolArray, Int64Array
+from mufin.metrics import score_rows
+from mufin.scoring import Modality, ScoreSpec
+from mufin.training.calibration import Outcomes, outcomes_of
 from mufin.training.encode import (
     embed_items,
     encode_items,
 )
 from mufin.training.evaluation import (
     Candidates,
+    EncodedLabels,
+    RankedSplit,
     encode_labels,
     rank_candidates,
     score_candidates,
     search_allowed,
 )
-from mufin.training.fusion import relevant_at
+from mufin.training.item_arrays import ItemArrays
 from mufin.training.loop import Session
 from mufin.training.preparation import (
     TrainingData,
@@ -66,20 +70,56 @@ def evaluate_full(session: Session, data: TrainingData, bags: Path, epoch: int, 
 
 def scored_candidates(session: Session, data: TrainingData, rows: Int64Array, bags: Path) -> Candidates:
     """Products ``rows`` against all labels as encoded now; the labels' bags go to the file ``bags``."""
+    return score_products(session, data, data.products, rows, all_labels(session, data, bags))
+
+
+def all_labels(session: Session, data: TrainingData, bags: Path) -> EncodedLabels:
+    """All labels as encoded now; their bags go to the file ``bags``."""
+    config = session.config
+    return encode_labels(
+        session.model, data.labels, data.frequency, config.shortlist, config.encode_batch_size, session.device, bags
+    )
+
+
+def score_products(
+    session: Session, data: TrainingData, products: ItemArrays, rows: Int64Array, labels: EncodedLabels
+) -> Candidates:
+    """``rows`` of ``products`` against encoded labels; ``products`` may be the data's with a modality left out."""
     config, model, device = session.config, session.model, session.device
-    size = config.encode_batch_size
-    labels = encode_labels(model, data.labels, data.frequency, config.shortlist, size, device, bags)
-    queries = encode_items(model.encoder, data.products, rows, size, device)
+    queries = encode_items(model.encoder, products, rows, config.encode_batch_size, device)
     wanted = min(config.shortlist.size, len(data.labels))
     return score_candidates(model, queries, labels, data.forbidden.select(rows), wanted, device)
 
 
+def outcomes_by_modality(
+    session: Session, data: TrainingData, labels: EncodedLabels, ranked: RankedSplit, spec: ScoreSpec
+) -> dict[Modality, Outcomes]:
+    """What comes of the validation products that have title and images, of titles alone, of images alone.
+
+    ``ranked``: all validation products as they come. A modality that no product has is missing.
+    """
+    products, rows = data.products, data.valid_rows
+    titled, pictured = products.has_title[rows], np.diff(products.image_offsets)[rows] > 0
+    found: dict[Modality, Outcomes] = {}
+    wholes: tuple[tuple[Modality, BoolArray, BoolArray, ItemArrays], ...] = (
+        ("both", titled & pictured, titled & pictured, products),
+        ("title", titled, titled & ~pictured, products.without_images()),
+        ("images", pictured, pictured & ~titled, products.without_titles()),
+    )
+    for modality, having, nothing_to_leave_out, left in wholes:
+        places = np.flatnonzero(having)
+        if not len(places):
+            continue
+        if (having == nothing_to_leave_out).all():
+            own, scores = ranked.rows["full"][places], ranked.scores["full"][places]
+        else:
+            again = rank_candidates(score_products(session, data, left, rows[places], labels), rows[places], spec)
+            own, scores = again.rows["full"], again.scores["full"]
+        found[modality] = outcomes_of(own, scores, data.valid, places)
+    return found
+
+
 def precision(ranked: Int64Array, relevance: Relevance) -> dict[str, float]:
     """P@1, P@5 and R@10 for the log; mufin-evaluate computes the full set."""
-    hits = relevant_at(ranked[:, :10], relevance)
-    counts = np.maximum(np.diff(relevance.indptr), 1)
-    return {
-        "P@1": round(float(hits[:, :1].mean()), 5),
-        "P@5": round(float(hits[:, :5].sum(axis=1).mean() / 5), 5),
-        "R@10": round(float((hits.sum(axis=1) / counts).mean()), 5),
-    }
+    figures = score_rows(ranked[:, :10], relevance, cuts=(1, 5), recall_cuts=(10,)).values()
+    return {name: round(figures[name], 5) for name in ("P@1", "P@5", "R@10")}

@@ -81,12 +81,22 @@ class Workers:
         return torch.cat(parts)
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum every parameter's gradient over the workers; a worker without one counts zero."""
+        """Sum every parameter's gradient over the workers; one that no worker has stays None.
+
+        A worker without one (its part of the batch had no image, say) adds zero, sparse where the others' are.
+        """
         if self.count == 1:
             return
-        for parameter in parameters:
+        own = list(parameters)
+        kinds = [0 if p.grad is None else 2 if p.grad.is_sparse else 1 for p in own]
+        agreed = torch.tensor(kinds, device=own[0].device) if own else torch.zeros(0)
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+        for parameter, kind in zip(own, agreed.tolist(), strict=True):
+            if kind == 0:
+                continue
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                zero = torch.zeros_like(parameter)
+                parameter.grad = zero if kind == 1 else _no_rows(parameter)
             if parameter.grad.is_sparse:
                 parameter.grad = _gather_sparse(parameter.grad.coalesce(), self.count)
             else:
@@ -95,6 +105,13 @@ class Workers:
     def total(self, loss: Tensor) -> float:
         """The loss to report; workers that each hold the whole loss agree on it already."""
         return float(loss)
+
+
+def _no_rows(parameter: nn.Parameter) -> Tensor:
+    """A row-sparse gradient without rows."""
+    rows = torch.zeros((1, 0), dtype=torch.int64, device=parameter.device)
+    values = torch.zeros((0, *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
+    return torch.sparse_coo_tensor(rows, values, parameter.shape, check_invariants=False).coalesce()
 
 
 def _gather_sparse(gradient: Tensor, count: int) -> Tensor:

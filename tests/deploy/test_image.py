@@ -27,7 +27,8 @@ pytestmark = pytest.mark.deploy
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = os.environ.get("DOCKER", "docker")
 BASE = os.environ.get("BASE_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
-MAX_IMAGE_BYTES = 600_000_000
+# With the public python:3.11-slim-bookworm, some 130 MB, 600 MB in all; a base that stands in for it may be any size.
+MAX_ADDED_BYTES = 465_000_000
 READY_SECONDS = 60
 HARDENED = [
     "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "10001:10001",
@@ -123,8 +124,9 @@ def test_declares_user_probe_and_labels(image: str) -> None:
 
 
 def test_is_small(image: str) -> None:
-    """Below 600 MB, base included."""
-    assert json.loads(docker("image", "inspect", image))[0]["Size"] < MAX_IMAGE_BYTES
+    """What lies on the base keeps the whole below 600 MB."""
+    whole, base = (json.loads(docker("image", "inspect", name))[0]["Size"] for name in (image, BASE))
+    assert whole - base < MAX_ADDED_BYTES
 
 
 @pytest.mark.parametrize("program", ["gcc", "cc", "g++", "curl", "wget"])
@@ -146,6 +148,11 @@ def test_answers_with_every_right_taken_away(running: Running) -> None:
     status, answer = running.answer("/recommend", {"product": {"title": "red shirt men"}, "k": 3})
     assert (status, answer["stage"], len(answer["results"])) == (200, "reranked", 3)
     assert running.answer("/bid-queries", {"product": {"title": "red shirt men"}})[0] == 404
+
+
+def test_nothing_is_compiled_at_start(running: Running) -> None:
+    """Reranking was compiled for every level of CPU when the image was built; the start would warn else."""
+    assert "reranking" not in docker("logs", running.name)
 
 
 def test_writes_nothing(running: Running) -> None:

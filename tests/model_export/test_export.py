@@ -8,21 +8,26 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from model_export.__main__ import main
-from model_export.export import ExportSettings, answer_images, export
-from model_export.label_index import IndexSettings
+from model_export.answer_images import answer_images
+from model_export.export import ExportSettings, export
+from model_export.label_index import IndexSettings, LabelIndex, build_index
 from model_export.verify import golden_items, require_parity, tolerances_for
-from mufin.bundle import REPORT_FILE, open_bundle
+from mufin.bundle import GOLDEN_FILE, MANIFEST_FILE, REPORT_FILE, open_bundle
 from mufin.catalogue import Catalogue, ImageReader, Item, read_catalogue
 from mufin.errors import BundleError, CheckpointError, ConfigError
-from mufin.golden import Parity, StageParity
+from mufin.golden import Parity, StageParity, read_golden, write_golden
 from mufin.inputs import decode_image
+from mufin.manifest import FileEntry, hash_file, read_manifest
 from mufin.predictor import Predictor, open_predictor
+from mufin.scoring import LabelFold
 from mufin.training.evaluation import rank_split
 from mufin.training.progress import Reporter
 
@@ -55,11 +60,11 @@ def rank(predictor: Predictor, catalogue: Catalogue, rows: np.ndarray, k: int) -
 
 
 @pytest.mark.parametrize("run_name", ["products_run", "queries_run"])
-@pytest.mark.parametrize("record_type", ["float32", "float16"])
+@pytest.mark.parametrize("record_type", ["float32", "float16", "int8"])
 def test_a_bundle_ranks_as_its_run_does(
     run_name: str, record_type: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """The whole validation split, files to fused scores: torch's scores to 1e-4 (fp16: 3e-3), ties allowed."""
+    """The whole validation split, files to fused scores: torch's scores to 1e-4 (float16: 3e-3, int8: 2e-2), ties allowed."""
     run: Path = request.getfixturevalue(run_name)
     catalogue = read_catalogue(run.parent / "shop")
     parity = export(run, tmp_path / "bundle", ExportSettings(record_type=record_type), QUIET)  # type: ignore[arg-type]
@@ -68,7 +73,7 @@ def test_a_bundle_ranks_as_its_run_does(
     labels, scores = rank(open_predictor(tmp_path / "bundle"), catalogue, rows, 5)
     torch_side = rank_split(run, catalogue, "valid")
     expected_labels, expected = torch_side.rows["full"][:, :5], torch_side.scores["full"][:, :5]
-    tolerance = 1e-4 if record_type == "float32" else 3e-3
+    tolerance = {"float32": 1e-4, "float16": 3e-3, "int8": 2e-2}[record_type]
     np.testing.assert_allclose(scores, expected, atol=tolerance)
     differing = labels != expected_labels
     assert differing.mean() < 0.2
@@ -110,18 +115,48 @@ def test_golden_products_have_every_shape(bundle: Path) -> None:
 
 
 def test_two_exports_of_one_run_are_byte_equal(bundle: Path, products_run: Path, tmp_path: Path) -> None:
-    """Every file but the report, which says when it was made, and its hash."""
+    """Every file but the reports, which say when they were made, and their hashes."""
     export(products_run, tmp_path / "again", ExportSettings(image_base_url="https://shop.example/media"), QUIET)
     for path in bundle.iterdir():
-        if path.name not in ("report.json", "sidecar.json"):
+        if path.name not in ("report.json", "report.html", "sidecar.json"):
             assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_a_graph_index_is_exported_when_labels_are_many(products_run: Path, tmp_path: Path) -> None:
     """The threshold is a setting; the bundle says so and stays within its tolerances."""
-    parity = export(products_run, tmp_path / "b", ExportSettings(index=IndexSettings(exact_labels=10)), QUIET)
+    parity = export(
+        products_run, tmp_path / "b", ExportSettings(index=IndexSettings(exact_labels=10, kinds=("hnsw-sq8",))), QUIET
+    )
     assert parity.passed, parity.table()
     assert open_bundle(tmp_path / "b").manifest.sizes.index == "hnsw-sq8"
+
+
+def test_recall_is_measured_with_validation_products(
+    products_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their embeddings by the network, where the index is approximate; nobody asks for them where it is exact."""
+    seen: list[np.ndarray | None] = []
+
+    def build(*arguments: Any) -> LabelIndex:
+        seen.append(arguments[4])
+        return build_index(*arguments)
+
+    monkeypatch.setattr("model_export.export.build_index", build)
+    for name, most in (("near", 10), ("exact", 1000)):
+        settings = ExportSettings(index=IndexSettings(exact_labels=most), report=False)
+        export(products_run, tmp_path / name, settings, QUIET)
+    catalogue = read_catalogue(products_run.parent / "shop")
+    rows = catalogue.splits["valid"].products
+    predictor = open_predictor(tmp_path / "exact")
+    assert seen[1] is None and seen[0] is not None
+    with ImageReader(catalogue.folder) as reader:
+        size = predictor.input_spec.image_side_pixels
+        pixels = [
+            np.stack([np.zeros((size, size, 3), np.uint8), *(decode_image(reader.read(i), size) for i in p.images)])[1:]
+            for p in (catalogue.products[row] for row in rows)
+        ]
+    bags = predictor.embed([catalogue.products[row].title for row in rows], pixels)
+    np.testing.assert_allclose(seen[0], np.stack([bag.embedding for bag in bags]), atol=1e-4)
 
 
 def test_the_catalogue_may_have_moved_but_not_changed(products_run: Path, queries_run: Path, tmp_path: Path) -> None:
@@ -165,14 +200,35 @@ def test_verify_passes_a_whole_bundle_and_fails_an_altered_one(
     assert "records.bin: SHA-256 is" in capsys.readouterr().err
 
 
+def test_verify_fails_a_bundle_that_computes_something_else(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every hash is right, the golden products come out differently: exit code 1, and the table says where."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    golden = read_golden(copy)
+    write_golden(copy, replace(golden, classifier=golden.classifier + np.float32(0.01)))
+    manifest = read_manifest(copy / MANIFEST_FILE)
+    path = copy / GOLDEN_FILE
+    entry = FileEntry(hash_file(path), path.stat().st_size, manifest.files[GOLDEN_FILE].arrays)
+    (copy / MANIFEST_FILE).write_bytes(replace(manifest, files={**manifest.files, GOLDEN_FILE: entry}).to_bytes())
+    assert main(["--verify", str(copy)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("FAILED")] == ["classifier"]
+
+
+def test_the_report_tells_how_fast_labels_were_encoded(bundle: Path) -> None:
+    """Beside what the encoder alone would reach on the same batches."""
+    encoding = json.loads((bundle / REPORT_FILE).read_text())["encoding"]
+    assert (encoding["labels"], encoding["resumed_labels"], encoding["processes"]) == (60, 0, 1)
+    assert 0 < encoding["labels_a_second"] <= encoding["encoder_alone_labels_a_second"]
+
+
 def test_a_bundle_outside_its_tolerance_is_not_written(
     products_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records that differ from the network's labels fail the export with the table, and nothing is left."""
-    import model_export.label_records as records
-
-    fold = records.FoldedAttention.values
-    monkeypatch.setattr(records.FoldedAttention, "values", lambda self, bag: fold(self, bag) + 0.5 * bag[..., ::-1])
+    fold = LabelFold.values
+    monkeypatch.setattr(LabelFold, "values", lambda self, bag: fold(self, bag) + 0.5 * bag[..., ::-1])
     with pytest.raises(BundleError, match=r"(?s)does not compute what torch computed.*classifier.*FAILED"):
         export(products_run, tmp_path / "bundle", ExportSettings(), QUIET)
     assert list(tmp_path.iterdir()) == []
@@ -205,8 +261,8 @@ def test_settings_and_arguments_are_checked(tmp_path: Path, capsys: pytest.Captu
     """Wrong values name themselves; a folder that is no run, or a missing argument, is said so."""
     with pytest.raises(ConfigError, match="image_base_url is 'media'"):
         ExportSettings(image_base_url="media")
-    with pytest.raises(ConfigError, match="record_type is 'int8'"):
-        ExportSettings(record_type="int8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="record_type is 'int4'"):
+        ExportSettings(record_type="int4")  # type: ignore[arg-type]
     assert main([str(tmp_path), str(tmp_path / "b")]) == 1
     assert "no finished run here" in capsys.readouterr().err
     for arguments in ([], [str(tmp_path)], [str(tmp_path), str(tmp_path / "b"), "--verify", str(tmp_path)]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from mufin.bundle import (
     HEAD_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
+    PAGE_FILE,
     REPORT_FILE,
     SIDECAR_FILE,
     TEXT_GRAPH_FILE,
@@ -26,9 +29,10 @@ from mufin.bundle import (
     open_bundle,
     write_report,
 )
-from mufin.errors import BundleError
-from mufin.label_files import LABELS_FILE, OFFSETS_FILE, RECORDS_FILE, LabelFile, write_labels
-from mufin.manifest import FileEntry, hash_file, read_manifest
+from mufin.errors import BundleError, ConfigError, TrainingError
+from mufin.label_files import LABELS_FILE, OFFSETS_FILE, LabelFile, write_labels
+from mufin.label_records_file import RECORDS_FILE
+from mufin.manifest import EncoderPrecision, Encoders, FileEntry, hash_file, read_manifest
 from mufin.predictor import open_predictor
 from mufin.scoring import ScoreSpec
 from tests.bundle_factory import make_tiny_bundle, tiny_labels
@@ -213,6 +217,53 @@ def test_a_pickle_is_refused(copy: Path) -> None:
         open_bundle(copy)
 
 
+@pytest.mark.parametrize("name", [RECORDS_FILE, LABELS_FILE, TEXT_GRAPH_FILE, INDEX_FILE, GOLDEN_FILE, HEAD_FILE])
+def test_a_pickle_under_any_name_is_refused(copy: Path, name: str) -> None:
+    """Even where length and hash are the manifest's, by either kind of verification."""
+    (copy / name).write_bytes(pickle.dumps({"weights": [1.0, 2.0]}))
+    reseal(copy, name)
+    for verify in ("full", "structure"):
+        with pytest.raises(BundleError, match=f"{name}: is a pickle, and opening one may run code: delete it"):
+            open_bundle(copy, verify)
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "weights.pt", ".hidden", "sub"])
+def test_what_does_not_belong_is_refused_unopened(copy: Path, name: str) -> None:
+    """Files of any kind and nested folders; only their names are looked at."""
+    if name == "sub":
+        (copy / name).mkdir()
+    else:
+        (copy / name).write_bytes(pickle.dumps([1]))
+    with pytest.raises(BundleError, match=f"holds {name}, which no manifest names: remove it"):
+        open_bundle(copy, "structure")
+
+
+def test_an_npz_of_objects_is_refused(copy: Path) -> None:
+    """Its headers say so before anything is unpacked."""
+    np.savez(copy / GOLDEN_FILE, titles=np.array([{"a": 1}], dtype=object))
+    reseal(copy, GOLDEN_FILE)
+    with pytest.raises(BundleError, match=r"golden\.npz: is no readable array file .*pickled objects"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", [RECORDS_FILE, MANIFEST_FILE, REPORT_FILE])
+def test_links_and_folders_in_a_files_place_are_refused(copy: Path, tmp_path: Path, name: str) -> None:
+    """A link may point elsewhere tomorrow; the bundle's own folder may be one."""
+    elsewhere = tmp_path / "elsewhere"
+    (copy / name).rename(elsewhere)
+    (copy / name).symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=f"{name}: is a link, a bundle holds plain files only"):
+        open_bundle(copy)
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(BundleError, match=name):
+        open_bundle(copy)
+    (copy / name).rmdir()
+    elsewhere.rename(copy / name)
+    (tmp_path / "link").symlink_to(copy)
+    assert open_bundle(tmp_path / "link").manifest.sizes.labels == 40
+
+
 def test_offsets_that_do_not_fit_are_refused(copy: Path) -> None:
     """labels.bin must end where its offsets do."""
     offsets = np.load(copy / OFFSETS_FILE)
@@ -244,6 +295,25 @@ def test_the_report_is_outside_the_identity(copy: Path) -> None:
         open_bundle(copy, "structure")
 
 
+def test_the_page_is_outside_the_identity_but_not_unguarded(copy: Path) -> None:
+    """A bundle with report.html keeps its bundle_id; the page altered, gone, or one that was not there is refused."""
+    before = open_bundle(copy).manifest.bundle_id
+    (copy / PAGE_FILE).write_text("from elsewhere")
+    with pytest.raises(BundleError, match="the report was altered"):
+        open_bundle(copy, "structure")
+    write_report(copy, {}, "<!doctype html>")
+    assert open_bundle(copy).manifest.bundle_id == before
+    (copy / PAGE_FILE).write_text("<!doctype HTML>")
+    with pytest.raises(BundleError, match="the report was altered"):
+        open_bundle(copy, "structure")
+    (copy / PAGE_FILE).unlink()
+    with pytest.raises(BundleError, match="the report was altered"):
+        open_bundle(copy, "structure")
+    write_report(copy, {}, "<!doctype html>")
+    write_report(copy, {})
+    assert open_bundle(copy).manifest.bundle_id == before and not (copy / PAGE_FILE).exists()
+
+
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     """An error inside the writer's block removes every file, hidden ones, too."""
 
@@ -254,6 +324,26 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_serves_the_next_export_of_the_same_identity(tmp_path: Path) -> None:
+    """Kept when someone or the system stopped the export, cleared when another one begins or it was refused."""
+
+    def stop(identity: str, error: BaseException) -> list[str]:
+        with contextlib.suppress(type(error)), BundleWriter(tmp_path / "bundle") as writer:
+            scratch = writer.scratch_for(identity)
+            found = sorted(path.name for path in scratch.iterdir() if path.name != "identity")
+            (scratch / f"block-{len(found)}").write_bytes(b"done")
+            raise error
+        return found
+
+    assert stop("a", KeyboardInterrupt()) == []
+    assert stop("a", OSError("no space left")) == ["block-0"]
+    assert stop("a", MemoryError()) == ["block-0", "block-1"]
+    assert stop("a", TrainingError("the disk is full")) == ["block-0", "block-1", "block-2"]
+    assert stop("b", KeyboardInterrupt()) == []
+    assert stop("b", BundleError("refused")) == ["block-0"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -294,3 +384,23 @@ def test_labels_with_equal_hashes_are_told_apart(tmp_path: Path, monkeypatch: py
     labels = LabelFile(tmp_path)
     assert [labels.index_of(i) for i in ("é", "靴", "", "absent")] == [0, 1, 2, None]
     assert labels.fields(1) == ("靴", "b", ("x",), {"n": 1})
+
+
+def test_int8_graphs_must_be_there_where_an_encoder_is_int8(tmp_path: Path) -> None:
+    """Missing, surplus or altered: refused like every other file; so is a precision nobody knows."""
+    folder = make_tiny_bundle(tmp_path / "int8", encoders=Encoders(image=EncoderPrecision("int8")))
+    assert open_bundle(folder).manifest.sizes.encoders.image == EncoderPrecision("int8", False)
+    graph = folder / "image_encoder.int8.onnx"
+    content = graph.read_bytes()
+    (folder / "text_encoder.int8.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"holds text_encoder\.int8\.onnx, which no manifest names"):
+        open_bundle(folder)
+    (folder / "text_encoder.int8.onnx").unlink()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"image_encoder\.int8\.onnx: SHA-256"):
+        open_bundle(folder)
+    graph.unlink()
+    with pytest.raises(BundleError, match=r"lacks image_encoder\.int8\.onnx"):
+        open_bundle(folder)
+    with pytest.raises(ConfigError, match="must be fp32 or int8"):
+        EncoderPrecision("int4")  # type: ignore[arg-type]

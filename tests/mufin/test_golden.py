@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mufin.golden import Golden, GoldenResults, Parity, Ranked, agreement, compare
-from mufin.manifest import Tolerances
+from mufin.manifest import EncoderPrecision, Encoders, Tolerances
 
 
 def golden() -> Golden:
@@ -87,3 +87,43 @@ def test_ties_may_swap() -> None:
     assert agreement(wrong, expected, 1, 1e-6) == 0.0
     assert agreement(wrong, expected, 2, 1e-6) == 0.5
     assert agreement(wrong, expected, 3, 1e-6) == 1.0
+
+
+def test_int8_vectors_are_compared_by_cosine() -> None:
+    """A difference that fp32 must not show passes; a wrong direction, no vector and a NaN do not."""
+    good, int8 = results(golden()), Encoders(text=EncoderPrecision("int8"))
+    tilted = replace(good, title_vectors=good.title_vectors + np.array([[0.05, 0]], np.float32))
+    assert compare(golden(), tilted, Tolerances(), int8).passed
+    assert failed(compare(golden(), tilted, Tolerances())) == ["title"]
+    for vector in ([[1, 0]], [[0, 0]], [[np.nan, 1]], [[1, 1, 1]]):
+        wrong = replace(good, title_vectors=np.array(vector, np.float32))
+        assert failed(compare(golden(), wrong, Tolerances(), int8)) == ["title"], vector
+    # An encoder in fp32 beside one in int8 keeps its own tolerance.
+    assert failed(compare(golden(), tilted, Tolerances(), Encoders(image=EncoderPrecision("int8")))) == ["title"]
+
+
+def test_int8_rankings_need_fewer_of_torchs_labels() -> None:
+    """Nine of ten, with labels of nearly equal scores counted as ties; not eight."""
+    number = 20
+    scores = np.linspace(0.9, 0.0, number, dtype=np.float32)
+    labels = np.arange(number)
+    expected = replace(
+        golden(), shortlist=(labels[None], scores[None]), classifier=scores[None], fused=scores[None], k=10
+    )
+
+    def ranked(*strangers: int) -> Ranked:
+        """The first ten with the last ones replaced."""
+        own = np.concatenate([labels[: 10 - len(strangers)], strangers]).astype(np.int64)
+        return Ranked(own, scores[own])
+
+    own = replace(results(golden()), classifier=[scores], shortlists=[Ranked(labels, scores)])
+    int8 = Encoders(image=EncoderPrecision("int8"))
+    nine, eight = replace(own, rankings=[ranked(15)]), replace(own, rankings=[ranked(15, 16)])
+    assert compare(expected, nine, Tolerances(), int8).passed
+    assert failed(compare(expected, eight, Tolerances(), int8)) == ["ranking"]
+    assert failed(compare(expected, nine, Tolerances())) == ["ranking"]
+    near = replace(expected, fused=np.where(labels < 17, 0.9 - labels[None] * 1e-4, scores).astype(np.float32))
+    tied = compare(
+        near, replace(eight, rankings=[Ranked(ranked(15, 16).labels, near.fused[0, :10])]), Tolerances(), int8
+    )
+    assert failed(tied) == []

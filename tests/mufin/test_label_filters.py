@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mufin.errors import InputError
-from mufin.label_filters import LONGEST_VALUE_CHARACTERS, Exclusions, FilterIndex, write_excluded, write_filters
+from mufin.label_filters import (
+    LONGEST_VALUE_CHARACTERS,
+    Exclusions,
+    FilterIndex,
+    extend_filters,
+    write_excluded,
+    write_filters,
+)
 
 scalars = st.one_of(st.sampled_from(["a", "b", "Ä"]), st.integers(-3, 3), st.sampled_from([0.5, 2.0]), st.booleans())
 metadata = st.dictionaries(st.sampled_from(["x", "y"]), st.one_of(scalars, st.lists(scalars, max_size=3)))
@@ -78,3 +86,16 @@ def test_exclusions_are_found_by_product(tmp_path: Path, monkeypatch: pytest.Mon
         excluded = Exclusions(tmp_path / f"e{collide}.npz")
         assert [excluded.of(p).tolist() for p in ("p1", "p2", "ü", "p9")] == [[2, 7], [], [3], []]
         assert excluded.highest_label == 7
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=st.lists(metadata, max_size=8), cut=st.integers(0, 8))
+def test_labels_added_later_are_indexed_as_if_they_had_been_there(labels: list[dict[str, Any]], cut: int) -> None:
+    """Byte for byte, whichever keys and values either side lacks."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_filters(folder / "first.npz", labels[:cut])
+        write_filters(folder / "whole.npz", labels)
+        extend_filters(folder / "first.npz", folder / "grown.npz", labels[cut:])
+        assert (folder / "grown.npz").read_bytes() == (folder / "whole.npz").read_bytes()
+        assert sorted(path.name for path in folder.iterdir()) == ["first.npz", "grown.npz", "whole.npz"]

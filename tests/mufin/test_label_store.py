@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from model_export.label_index import IndexSettings
 from mufin.bundle import open_bundle
-from mufin.inputs import BoolArray, FloatArray, Int64Array
+from mufin.inputs import BoolArray, FloatArray
 from mufin.label_store import BundleLabelStore
 from tests.bundle_factory import DIMENSION, make_tiny_bundle
 
@@ -83,23 +81,6 @@ def test_ties_go_to_the_smaller_label(exact: BundleLabelStore) -> None:
         equal = own[1:] == own[:-1]
         assert equal.any()
         assert (row[1:][equal] > row[:-1][equal]).all()
-
-
-def test_head_labels_are_searched_exactly(approximate: BundleLabelStore, tmp_path: Path) -> None:
-    """Labels of the head list are compared one by one, whatever the graph finds."""
-    bundle = open_bundle(approximate._bundle.folder)
-    head: Int64Array = np.array([3, 77, 140])
-    object.__setattr__(bundle, "head_labels", head)
-    store = BundleLabelStore(bundle)
-    store._index.hnsw.efSearch = 1
-    vectors = store.embeddings(head)
-    labels, _ = store.search(vectors, 8)
-    best = (vectors @ store.embeddings(np.arange(LABELS)).T)[np.arange(3), head]
-    found = np.isin(labels, head).any(axis=1)
-    assert found.all()
-    assert best.tolist() == pytest.approx([1, 1, 1], abs=1e-5)
-    everything = np.sort(store.search(vectors, 8)[0], axis=1)
-    assert (np.diff(everything, axis=1) > 0).all(), "a label was found twice"
 
 
 def test_exclusions_hold_the_pairs_and_the_product_itself(exact: BundleLabelStore) -> None:

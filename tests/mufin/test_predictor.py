@@ -15,7 +15,7 @@ import pytest
 from mufin.bundle import TEXT_GRAPH_FILE
 from mufin.errors import InputError
 from mufin.predictor import Predictor, ProductBag, open_predictor
-from mufin.scoring import classifier_scores, fuse, probability
+from mufin.scoring import classifier_scores, fuse
 from tests.bundle_factory import DIMENSION, SIDE, make_tiny_bundle, pixels
 from tests.mufin.test_bundle import ROOT, reseal
 
@@ -106,7 +106,18 @@ def test_rank_equals_its_parts(predictor: Predictor, bags: list[ProductBag]) -> 
         np.testing.assert_allclose(ranking.scores, fused[places], atol=1e-5)
         np.testing.assert_allclose(ranking.classifier_scores, classifier[places], atol=1e-5)
         np.testing.assert_allclose(ranking.shortlist_scores, cosines[short][places], atol=1e-5)
-        np.testing.assert_allclose(ranking.probabilities, probability(spec, ranking.scores), atol=1e-6)
+        expected = spec.calibration(bag.modality).probability(ranking.scores)
+        np.testing.assert_allclose(ranking.probabilities, expected, atol=1e-6)
+
+
+def test_probabilities_follow_what_the_product_came_with(predictor: Predictor) -> None:
+    """Title and image, title alone, two images alone: each by its own curve (those of tests/bundle_factory.py)."""
+    none, two = np.zeros((0, *pixels("red").shape), np.uint8), np.stack([pixels("red"), pixels("blue")])
+    bags = predictor.embed(["red shirt", "red shirt", ""], [two[:1], none, two])
+    assert [bag.modality for bag in bags] == ["both", "title", "images"]
+    for ranking, (scale, offset) in zip(predictor.rank(bags, 5), ((4, -1), (3, -0.5), (2, -1.5)), strict=True):
+        expected = 1 / (1 + np.exp(-(scale * ranking.scores + offset)))
+        np.testing.assert_allclose(ranking.probabilities, expected, atol=1e-6)
 
 
 def test_k_results_come_back_whenever_k_exist(predictor: Predictor, bags: list[ProductBag]) -> None:

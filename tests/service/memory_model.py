@@ -17,7 +17,9 @@ from mufin.errors import InputError
 from mufin.inputs import BoolArray, FloatArray, InputSpec, Int64Array, Uint8Array, normalise_title
 from mufin.label_files import Label
 from mufin.predictor import ProductBag, Ranking, Shortlist
+from mufin.reranking import GatheredReranker, Reranker
 from mufin.scoring import (
+    Calibration,
     CrossAttention,
     LabelRecords,
     ScoreSpec,
@@ -25,7 +27,6 @@ from mufin.scoring import (
     cross_attend,
     fuse,
     l2_normalise,
-    probability,
     top_k,
 )
 
@@ -73,6 +74,9 @@ class MemoryLabels:
     def records(self, labels: Int64Array) -> LabelRecords:
         bags = self._vectors[labels][:, None, :]
         return LabelRecords(bags, bags, np.ones((len(labels), 1), dtype=np.bool_), self._vectors[labels])
+
+    def reranker(self, attention: CrossAttention | None) -> Reranker:
+        return GatheredReranker(self.records, attention)
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         return self._vectors[labels]
@@ -130,7 +134,9 @@ class MemoryModel:
     name: str = "products"
     dimension: int = DIMENSION
     input_spec: InputSpec = field(default_factory=lambda: InputSpec(image_side_pixels=SIDE_PIXELS, max_images=3))
-    score_spec: ScoreSpec = field(default_factory=lambda: ScoreSpec(shortlist_size=20, calibration_scale=4.0))
+    score_spec: ScoreSpec = field(
+        default_factory=lambda: ScoreSpec(shortlist_size=20, calibration_both=Calibration(4.0))
+    )
     golden_passes: bool = True
     title_seconds: float = 0.0
     """Makes encoding a title slow."""
@@ -187,13 +193,13 @@ class MemoryModel:
             for bag, own in zip(bags, shortlists, strict=True)
         ]
 
-    def fuse(self, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
+    def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
         fused = fuse(self.score_spec, classifier, shortlist.scores)
         best = top_k(fused, shortlist.labels, k)
         return Ranking(
             shortlist.labels[best],
             fused[best],
-            probability(self.score_spec, fused[best]),
+            self.score_spec.calibration(bag.modality).probability(fused[best]),
             shortlist.scores[best],
             classifier[best],
         )

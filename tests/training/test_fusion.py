@@ -1,14 +1,13 @@
-"""Fusion weight and calibration from the validation split."""
+"""The fusion weight from the validation split."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from mufin.catalogue import Relevance
-from mufin.scoring import ScoreSpec, probability
+from mufin.scoring import ScoreSpec
 from mufin.training.evaluation import Candidates, order_by, rank_candidates
-from mufin.training.fusion import choose_fusion_weight, fit_calibration
+from mufin.training.fusion import choose_fusion_weight
 
 
 def candidates(shortlist: list[list[float]], classifier: list[list[float]]) -> Candidates:
@@ -40,22 +39,3 @@ def test_ties_go_to_the_smaller_label() -> None:
     """The stated rule."""
     labels, _ = order_by(np.array([[0.5, 0.5, 0.9]], np.float32), np.array([[7, 2, 9]]))
     assert labels.tolist() == [[9, 2, 7]]
-
-
-def test_calibration_recovers_known_probabilities() -> None:
-    """Outcomes drawn from a logistic curve give that curve back."""
-    random = np.random.default_rng(0)
-    scores = random.uniform(-1, 1, 20_000).astype(np.float32)
-    truth = 1 / (1 + np.exp(-(6 * scores - 2)))
-    scale, offset = fit_calibration(scores, random.random(20_000) < truth)
-    assert scale == pytest.approx(6, rel=0.05) and offset == pytest.approx(-2, rel=0.08)
-    spec = ScoreSpec(calibration_scale=scale, calibration_offset=offset)
-    assert np.abs(probability(spec, scores) - truth).max() < 0.03
-
-
-@pytest.mark.parametrize("outcome", [True, False])
-def test_calibration_of_one_kind_of_outcome_is_flat_and_finite(outcome: bool) -> None:
-    """Without contrast nothing can be learned about the score: one probability for all."""
-    scale, offset = fit_calibration(np.linspace(0, 1, 10, dtype=np.float32), np.full(10, outcome))
-    assert scale == 0.0 and np.isfinite(offset)
-    assert (offset > 0) == outcome

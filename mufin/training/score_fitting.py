@@ -1,0 +1,48 @@
+"""ScoreSpec from the validation split: fusion weight and calibration of a network that is trained to the end.
+
+Knows neither how it was trained nor where the result goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mufin.scoring import ScoreSpec
+from mufin.training.calibration import calibrate, outcomes_of
+from mufin.training.evaluation import rank_candidates
+from mufin.training.fusion import choose_fusion_weight
+from mufin.training.loop import Session
+from mufin.training.preparation import TrainingData
+from mufin.training.validation import all_labels, outcomes_by_modality, precision, score_products
+
+
+@dataclass(frozen=True)
+class FittedScores:
+    """How scores become an answer, and how well they do on the validation split."""
+
+    spec: ScoreSpec
+    metrics: dict[str, Any]
+    """fusion_weight; shortlist, classifier, full -> metric -> value; calibration"""
+    fusion_curve: dict[str, float]
+    """P@1 of every alpha tried; empty when it was given"""
+
+
+def fit_scores(session: Session, data: TrainingData, bags: Path, fusion_weight: float | None = None) -> FittedScores:
+    """Encode all labels, their bags into the file ``bags``, and fit. ``fusion_weight``: taken as it is; None: chosen."""
+    labels = all_labels(session, data, bags)
+    candidates = score_products(session, data, data.products, data.valid_rows, labels)
+    chosen, curve = (fusion_weight, {}) if fusion_weight is not None else choose_fusion_weight(candidates, data.valid)
+    spec = ScoreSpec(shortlist_size=session.config.shortlist.size, fusion_weight=chosen)
+    ranked = rank_candidates(candidates, data.valid_rows, spec)
+    overall = outcomes_of(ranked.rows["full"], ranked.scores["full"], data.valid, np.arange(len(data.valid_rows)))
+    subsets = outcomes_by_modality(session, data, labels, ranked, spec)
+    fits, calibration = calibrate(overall, subsets, session.reporter.say)
+    spec = replace(
+        spec, calibration_both=fits["both"], calibration_title=fits["title"], calibration_images=fits["images"]
+    )
+    metrics = {name: precision(own, data.valid) for name, own in ranked.rows.items()}
+    return FittedScores(spec, {"fusion_weight": chosen, **metrics, "calibration": calibration}, curve)

@@ -1,0 +1,36 @@
+"""What turns scores into an answer, and how it travels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mufin.errors import ConfigError
+from mufin.scoring import Calibration, ScoreSpec
+
+SPEC = ScoreSpec(50, 0.7, Calibration(4.0, -1.0), Calibration(3.0, -0.5), Calibration(0.0, 0.25))
+
+
+def test_a_score_spec_survives_json() -> None:
+    """Through text and back, each modality with its own calibration."""
+    again = ScoreSpec.from_json(json.loads(json.dumps(SPEC.to_json())))
+    assert again == SPEC
+    assert [again.calibration(m).scale for m in ("both", "title", "images")] == [4.0, 3.0, 0.0]
+
+
+def test_fields_of_another_version_are_refused() -> None:
+    """One pair for all products is what an older run holds; both lists of fields and the remedy are named."""
+    old = {"shortlist_size": 50, "fusion_weight": 0.7, "calibration_scale": 4.0, "calibration_offset": -1.0}
+    with pytest.raises(ConfigError, match=r"calibration_both.*got.*calibration_scale.*train into a new folder"):
+        ScoreSpec.from_json(old)
+
+
+def test_probabilities_are_the_sigmoid_and_never_overflow() -> None:
+    """By hand at 0 and 1; extreme scores end at 0 and 1 without a warning."""
+    found = Calibration(4.0, -1.0).probability(np.array([0.0, 1.0, 1e6, -1e6], dtype=np.float32))
+    np.testing.assert_allclose(found, [1 / (1 + np.e), 1 / (1 + np.exp(-3)), 1, 0], atol=1e-6)
+    assert found.dtype == np.float32
+    flat = Calibration(0.0, 0.25).probability(np.array([-0.5, 0.5], dtype=np.float32))
+    assert flat[0] == flat[1]
