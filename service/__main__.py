@@ -75,8 +75,8 @@ class DrainingServer(uvicorn.Server):
 def _then_freeze(open_model: OpenModel) -> OpenModel:
     """What the start leaves in memory stays there: full collections, which stop all requests, need not look at it."""
 
-    def open_and_freeze(folder: Path, verify: Verify, intra_op_threads: int) -> Model:
-        model = open_model(folder, verify, intra_op_threads)
+    def open_and_freeze(folder: Path, verify: Verify, intra_op_threads: int, resident: bool) -> Model:
+        model = open_model(folder, verify, intra_op_threads, resident)
         gc.collect()
         gc.freeze()
         return model

@@ -70,8 +70,8 @@ class Model(Protocol):
     def replay_golden(self) -> Replay: ...
 
 
-OpenModel = Callable[[Path, Verify, int], Model]
-"""Folder, how to verify, threads inside a call -> model. Raises BundleError."""
+OpenModel = Callable[[Path, Verify, int, bool], Model]
+"""Folder, how to verify, threads inside a call, whether records are copied to memory -> model. Raises BundleError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +99,28 @@ class OpenBundle:
         }
 
 
-def open_from_disk(folder: Path, verify: Verify, intra_op_threads: int) -> Model:
+def open_from_disk(folder: Path, verify: Verify, intra_op_threads: int, resident: bool) -> Model:
     """The real thing: a bundle that mufin-export wrote."""
-    return open_predictor(folder, verify, intra_op_threads)
+    return open_predictor(folder, verify, intra_op_threads, resident=resident)
 
 
 async def open_bundles(
-    folders: Mapping[Endpoint, Path], verify: Verify, intra_op_threads: int, open_model: OpenModel
+    folders: Mapping[Endpoint, Path], verify: Verify, intra_op_threads: int, resident: bool, open_model: OpenModel
 ) -> list[OpenBundle]:
     """Open every bundle; endpoints that share a folder share a model. Raises BundleError."""
     models: dict[Path, tuple[Model, float]] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders.values()):
         began = time.monotonic()
-        model = await asyncio.to_thread(_open_and_replay, folder, verify, intra_op_threads, open_model)
+        model = await asyncio.to_thread(_open_and_replay, folder, verify, intra_op_threads, resident, open_model)
         models[folder] = (model, time.monotonic() - began)
     return [OpenBundle(endpoint, folder, *models[folder.resolve()]) for endpoint, folder in folders.items()]
 
 
-def _open_and_replay(folder: Path, verify: Verify, intra_op_threads: int, open_model: OpenModel) -> Model:
+def _open_and_replay(
+    folder: Path, verify: Verify, intra_op_threads: int, resident: bool, open_model: OpenModel
+) -> Model:
     """Readiness means that a real inference has run and came out right (pytorch/serve#1531)."""
-    model = open_model(folder, verify, intra_op_threads)
+    model = open_model(folder, verify, intra_op_threads, resident)
     replay = model.replay_golden()
     if not replay.passed:
         raise BundleError(

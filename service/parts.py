@@ -66,7 +66,9 @@ class Parts:
     async def open(self, open_model: OpenModel) -> None:
         """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""
         settings = self.settings
-        bundles = await open_bundles(self.folders(), settings.verify_bundles, settings.intra_op_threads, open_model)
+        bundles = await open_bundles(
+            self.folders(), settings.verify_bundles, settings.intra_op_threads, settings.resident_records, open_model
+        )
         vectors: dict[int, Vectors] = {}
         for bundle in bundles:
             model = bundle.model

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     verify_bundles: Literal["full", "structure"] = "full"
     """full checks every hash; structure is for a volume that mufin-export has already verified."""
 
+    resident_records: bool = False
+    """Copy label records to memory at the start; else they are mapped files, whose pages the system may drop."""
+
     # Time and amounts
     deadline_milliseconds: int = Field(default=800, ge=10)
     """Time for an answer when the caller does not say."""

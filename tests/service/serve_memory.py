@@ -16,7 +16,7 @@ from service.settings import Settings
 from tests.service.memory_model import MemoryModel, shop
 
 
-def _open(folder: Path, verify: Verify, threads: int) -> MemoryModel:
+def _open(folder: Path, verify: Verify, threads: int, resident: bool) -> MemoryModel:
     if os.environ.get("MUFIN_TEST_REFUSE"):
         raise BundleError("bundle has 3 labels, index has 2: run mufin-export again")
     return MemoryModel(shop(), title_seconds=float(os.environ.get("MUFIN_TEST_TITLE_SECONDS", "0")))

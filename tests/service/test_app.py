@@ -390,7 +390,7 @@ async def test_probes_follow_the_life_of_the_process() -> None:
     opened = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def slowly(folder: Path, verify: Verify, threads: int) -> MemoryModel:
+    def slowly(folder: Path, verify: Verify, threads: int, resident: bool) -> MemoryModel:
         asyncio.run_coroutine_threadsafe(opened.wait(), loop).result(5)
         return MemoryModel(shop())
 
@@ -416,7 +416,7 @@ async def test_probes_follow_the_life_of_the_process() -> None:
 async def test_a_bundle_that_must_not_be_opened_never_gets_ready(failure: str) -> None:
     """A faulty folder, and golden items that come out differently."""
 
-    def fail(folder: Path, verify: Verify, threads: int) -> MemoryModel:
+    def fail(folder: Path, verify: Verify, threads: int, resident: bool) -> MemoryModel:
         if failure == "open":
             raise BundleError("bundle has 3 labels, index has 2: export again")
         return MemoryModel(shop(), golden_passes=False)

@@ -60,7 +60,7 @@ async def test_the_service_answers_what_the_predictor_computes(bundle: Path) -> 
 async def test_endpoints_with_one_folder_share_one_model(bundle: Path) -> None:
     """Sessions and memory are not doubled."""
     folders: dict[Endpoint, Path] = {"recommend": bundle, "bid-queries": bundle.parent / "." / bundle.name}
-    first, second = await open_bundles(folders, "structure", 1, open_from_disk)
+    first, second = await open_bundles(folders, "structure", 1, False, open_from_disk)
     assert first.model is second.model
     assert first.facts()["labels"] == 40
 
@@ -68,4 +68,20 @@ async def test_endpoints_with_one_folder_share_one_model(bundle: Path) -> None:
 async def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     """With the predictor's own error."""
     with pytest.raises(BundleError):
-        await open_bundles({"recommend": tmp_path}, "full", 1, open_from_disk)
+        await open_bundles({"recommend": tmp_path}, "full", 1, False, open_from_disk)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+async def test_records_are_mapped_or_resident_as_set(bundle: Path, resident: bool) -> None:
+    """Resident ones are the process's own memory, mapped ones the page cache's; the answers are the same."""
+    body = {"product": {"title": "red shirt men"}}
+    settings: dict[str, Any] = {"recommend_bundle": bundle, "bid_queries_bundle": bundle, "resident_records": resident}
+    async with running(open_model=open_from_disk, **settings) as (client, app):
+        opened = app.state.parts.open_bundles()[0]
+        use = opened.model.labels.memory()["records.bin"]
+        assert (use.resident_bytes > 0, use.mapped_bytes > 0) == (resident, not resident)
+        answer = RecommendAnswer.model_validate_json((await client.post("/recommend", json=body)).content)
+    predictor = open_predictor(bundle)
+    none = np.zeros((0, SIDE, SIDE, 3), dtype=np.uint8)
+    (expected,) = predictor.rank(predictor.embed(["red shirt men"], [none]), 10)
+    assert [r.id for r in answer.results] == [predictor.labels.label(int(index)).id for index in expected.labels]
