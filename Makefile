@@ -113,7 +113,9 @@ imports: $(VENV)/.dev-installed ## who may import whom (docs/architecture.md)
 docs: $(VENV)/.dev-installed ## links, addresses and paths in the repository
 	$(BIN)/python -m pytest -q tests/test_repository.py
 
-.PHONY: audit lock
+.PHONY: audit lock fuzz
+fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses and pictures: no error but the stated ones, no private address, no hang
+	$(BIN)/python -m tests.fuzz --cases 100000
 audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
 lock: ## write requirements/*.txt anew (needs uv)

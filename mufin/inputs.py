@@ -136,9 +136,9 @@ def decode_image(content: bytes, side_pixels: int, limits: ImageLimits = DEFAULT
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
                 _check_size(image.size, limits)
-                if image.format == "JPEG":
+                if image.format in ("JPEG", "MPO"):  # a JPEG with further pictures behind it
                     image.draft(None, (side_pixels * 2, side_pixels * 2))
-                return _fit(_to_rgb(ImageOps.exif_transpose(image)), side_pixels)
+                return _fit(_to_rgb(_upright(image)), side_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -148,6 +148,16 @@ def decode_image(content: bytes, side_pixels: int, limits: ImageLimits = DEFAULT
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
         # Pillow's decoders report broken streams with all of these.
         raise ImageError("image_truncated", "the image is broken or cut short") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; EXIF that cannot be read says nothing."""
+    image.load()  # of a PNG the reader below would do it, and a cut picture must not pass for one without EXIF
+    try:
+        image.getexif()
+    except Exception:  # Pillow's reader raises whatever it trips over
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

@@ -1,15 +1,23 @@
 """Opens connections for picture fetching and judges the address that is actually dialled.
 
-Knows no URLs and no HTTP: a network backend for httpcore. Judging here, at the socket, closes redirects and
-DNS answers that change between the check and the connection (serving.md, fetching 3).
+Knows no URLs and no HTTP beyond "a head comes before its body": network backends for httpcore. Judging here, at the
+socket, closes redirects and DNS answers that change between the check and the connection (serving.md, fetching 3).
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import anyio
 import httpcore
@@ -18,11 +26,102 @@ from service.addresses import Address, is_public
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
+_MOST_DIALLED = 8
+_HEAD_READ_BYTES = 8192
 
-async def resolve_name(host: str, port: int) -> Sequence[str]:
-    """Every address of a host, in the system's order of preference."""
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(entry[4][0] for entry in found))
+
+class Lookups:
+    """Names to addresses in threads of their own: a name server that hangs holds up no other work in threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mufin-lookup")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """Every address of a host, in the system's order of preference. Raises OSError, UnicodeError."""
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = await asyncio.get_running_loop().run_in_executor(self._pool, look_up)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+    def close(self) -> None:
+        """Forget what waits; what runs ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class HeadAllowance:
+    """Bytes that a server may still send before its answer's body begins; None once it has begun."""
+
+    bytes_left: int | None
+
+
+_HEAD: ContextVar[HeadAllowance | None] = ContextVar("head_allowance", default=None)
+
+
+@contextmanager
+def limited_head(max_bytes: int) -> Iterator[HeadAllowance]:
+    """Within it, connections of this task read no more until the caller sets ``bytes_left`` to None.
+
+    httpcore itself reads interim answers (1xx) for as long as they come, a whole buffer of them in one go.
+    """
+    allowance = HeadAllowance(max_bytes)
+    token = _HEAD.set(allowance)
+    try:
+        yield allowance
+    finally:
+        _HEAD.reset(token)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that keeps to the task's HeadAllowance."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
+        """At most so many bytes. Raises httpcore.RemoteProtocolError for a head that does not end."""
+        allowance = _HEAD.get()
+        if allowance is None or allowance.bytes_left is None:
+            return await self._stream.read(max_bytes, timeout)
+        if allowance.bytes_left <= 0:
+            raise httpcore.RemoteProtocolError("the head is too long")
+        # Little at a time, so that no buffer full of tiny interim answers holds up the event loop.
+        content = await self._stream.read(min(max_bytes, _HEAD_READ_BYTES), timeout)
+        allowance.bytes_left -= len(content)
+        return content
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's
+        """Send all of it."""
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+    ) -> httpcore.AsyncNetworkStream:
+        """The same, encrypted."""
+        try:
+            return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        except BaseException:
+            # httpcore leaves the socket open when a request is given up during the handshake.
+            await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        """As the connection below."""
+        return self._stream.get_extra_info(info)
+
+
+class TrustedBackend(httpcore.AnyIOBackend):
+    """Dials whatever it is told: for origins that the operator named."""
+
+    async def connect_tcp(self, *arguments: Any, **names: Any) -> httpcore.AsyncNetworkStream:
+        """As httpcore's own."""
+        return _Stream(await super().connect_tcp(*arguments, **names))
 
 
 class PublicBackend(httpcore.AsyncNetworkBackend):
@@ -30,8 +129,8 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(
         self,
+        resolve: Resolve,
         public: Callable[[Address], bool] = is_public,
-        resolve: Resolve = resolve_name,
         dialler: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         self._public = public
@@ -48,7 +147,8 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Resolve, judge every answer, dial one of them by number, judge the peer. Raises httpcore.ConnectError."""
         until = None if timeout is None else time.monotonic() + timeout
-        addresses = await self._judged(host, port, timeout)
+        # A name may have thousands of addresses; all are judged, but nobody uses us to knock at so many doors.
+        addresses = (await self._judged(host, port, timeout))[:_MOST_DIALLED]
         for position, address in enumerate(addresses):
             left = None if until is None else max(0.0, until - time.monotonic())
             # The later addresses of a name must get their share of the time.
@@ -63,7 +163,7 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
             if peer is None or not self._may_dial(peer[0]):
                 await stream.aclose()
                 raise httpcore.ConnectError("refused")
-            return stream
+            return _Stream(stream)
         raise httpcore.ConnectError("no address")
 
     async def connect_unix_socket(

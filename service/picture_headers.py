@@ -37,7 +37,7 @@ def check_pieces(content: bytes) -> None:
 
 
 def _size_of_png(content: bytes) -> tuple[int, int] | None:
-    if not content.startswith(_PNG) or content[12:16] != b"IHDR" or len(content) < 24:
+    if not content.startswith(_PNG + b"\0\0\0\rIHDR") or len(content) < 24:
         return None
     width, height = struct.unpack(">II", content[16:24])
     return width, height

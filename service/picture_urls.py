@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from urllib.parse import quote, urljoin, urlsplit
 
 import idna
@@ -23,6 +24,9 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # What ends a label that a resolver may read as a number: 1, 0x7f, 017.
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
+# Python before 3.14 reads over what stands between "]" and the port.
+_NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]+)(:[0-9]*)?")
+_MAX_HOST_CHARACTERS = 255
 
 
 class UrlRefused(Exception):
@@ -38,7 +42,7 @@ class UrlPolicy:
     allowed_hosts: tuple[str, ...] = ()
     """Exact names, or .example.com for all below it; empty: any."""
     trusted_origins: frozenset[str] = frozenset()
-    """scheme://host:port, exempt from the scheme, port, host and address rules."""
+    """scheme://host:port, exempt from the scheme, port and address rules."""
     is_public: Callable[[Address], bool] = is_public
 
 
@@ -57,8 +61,17 @@ class PictureUrl:
     @property
     def origin(self) -> str:
         """scheme://host:port"""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{self._written_host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """What the Host header says: the port only where it is not the scheme's own, as signed URLs expect."""
+        usual = self.port == _DEFAULT_PORTS[self.scheme]
+        return self._written_host if usual else f"{self._written_host}:{self.port}"
+
+    @property
+    def _written_host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     def __str__(self) -> str:
         return self.origin + self.target
@@ -68,7 +81,7 @@ def check_url(text: str, policy: UrlPolicy, *, redirected: bool = False) -> Pict
     """Read and judge a URL; ``redirected`` ones are never trusted. Raises UrlRefused."""
     if len(text) > MAX_URL_CHARACTERS:
         raise UrlRefused(f"the URL has {len(text)} characters, allowed are {MAX_URL_CHARACTERS}")
-    if any(character <= " " or character in "\\\x7f" or 0x80 <= ord(character) < 0xA1 for character in text):
+    if any(_is_foul(character) for character in text):
         raise UrlRefused("the URL holds a space, a control character or a backslash")
     try:
         parts = urlsplit(text)
@@ -79,12 +92,23 @@ def check_url(text: str, policy: UrlPolicy, *, redirected: bool = False) -> Pict
         raise UrlRefused("the URL's scheme must be https")
     if "@" in parts.netloc:
         raise UrlRefused("the URL must not hold a user name")
+    if not _NETLOC.fullmatch(parts.netloc):
+        raise UrlRefused("the URL's host cannot be read")
     host = _host(parts.hostname or "", parts.netloc)
-    url = PictureUrl(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], _target(parts.path, parts.query), False)
+    port = _DEFAULT_PORTS[parts.scheme] if port is None else port
+    url = PictureUrl(parts.scheme, host, port, _target(parts.path, parts.query), False)
+    if policy.allowed_hosts and not any(_host_matches(host, allowed) for allowed in policy.allowed_hosts):
+        raise UrlRefused("the URL's host is not allowed")
     if not redirected and url.origin in policy.trusted_origins:
-        return PictureUrl(url.scheme, url.host, url.port, url.target, trusted=True)
+        return replace(url, trusted=True)
     _judge(url, policy)
     return url
+
+
+def _is_foul(character: str) -> bool:
+    """Spaces, control characters, backslashes, and halves of characters, which no encoding can carry."""
+    code = ord(character)
+    return code <= 0x20 or 0x7F <= code < 0xA1 or 0xD800 <= code < 0xE000 or character == "\\"
 
 
 def redirect_url(current: PictureUrl, location: str, policy: UrlPolicy) -> PictureUrl:
@@ -104,16 +128,26 @@ def _judge(url: PictureUrl, policy: UrlPolicy) -> None:
         raise UrlRefused("the URL's scheme must be https")
     if url.port not in policy.ports:
         raise UrlRefused("the URL's port is not allowed")
-    if policy.allowed_hosts and not any(_host_matches(url.host, allowed) for allowed in policy.allowed_hosts):
-        raise UrlRefused("the URL's host is not allowed")
     address = as_address(url.host)
     if address is not None and not policy.is_public(address):
         raise UrlRefused("the URL's address is not public")
 
 
 def _host_matches(host: str, allowed: str) -> bool:
-    allowed = allowed.removeprefix("*").lower().rstrip(".")
-    return host.endswith(allowed) if allowed.startswith(".") else host == allowed
+    suffix, name = _allowed(allowed)
+    return host.endswith("." + name) if suffix else host == name
+
+
+@lru_cache(maxsize=4096)
+def _allowed(entry: str) -> tuple[bool, str]:
+    """An entry of the allow list: whether it means all below a name, and the name as ``check_url`` writes it."""
+    name = entry.removeprefix("*")
+    suffix = name.startswith(".")
+    name = name.removeprefix(".").rstrip(".")
+    try:
+        return suffix, _host(name.strip("[]").lower(), name)
+    except UrlRefused:
+        return False, ""  # no URL has such a host
 
 
 def as_address(host: str) -> Address | None:
@@ -125,6 +159,8 @@ def as_address(host: str) -> Address | None:
 
 
 def _host(hostname: str, netloc: str) -> str:
+    if len(hostname) > _MAX_HOST_CHARACTERS:
+        raise UrlRefused("the URL's host name is not valid")
     if netloc.startswith("["):
         try:
             return str(ipaddress.IPv6Address(hostname) if "%" not in hostname else _no_zone())
@@ -162,4 +198,8 @@ def _target(path: str, query: str) -> str:
     target = quote(path or "/", safe=_PATH_SAFE)
     if not target.startswith("/"):
         target = "/" + target
-    return f"{target}?{quote(query, safe=_PATH_SAFE + '?')}" if query else target
+    target = f"{target}?{quote(query, safe=_PATH_SAFE + '?')}" if query else target
+    if len(target) > MAX_URL_CHARACTERS:
+        # One character may become nine when it is percent-encoded.
+        raise UrlRefused(f"the URL has {len(target)} characters when encoded, allowed are {MAX_URL_CHARACTERS}")
+    return target

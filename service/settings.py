@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     """Products ranked in one call."""
     decode_threads: int | None = Field(default=None, ge=1, le=256)
     """Threads that decode pictures; unset: as many as worker threads."""
-    decode_budget_pixels: int = Field(default=50_000_000, ge=1)
-    """Pixels being decoded at once, all pictures together; a larger picture is decoded alone."""
+    decode_budget_pixels: int = Field(default=25_000_000, ge=1)
+    """Pixels being decoded at once, all pictures together, 34 bytes a pixel at most; a larger picture is decoded alone."""
     hung_after_seconds: float = Field(default=30.0, gt=0)
     """A model call longer than this turns /livez red."""
 

@@ -1,4 +1,7 @@
-"""Fetching against a hostile server on loopback, with a policy that takes 127.0.0.1 for public."""
+"""What a fetcher does beyond one fetch: tags, breakers, slots, trust. Hostile servers stand in hostile_cases.py.
+
+Here, too, a policy of the tests takes 127.0.0.1 for public.
+"""
 
 from __future__ import annotations
 
@@ -91,89 +94,6 @@ async def test_a_known_tag_spares_the_transfer() -> None:
         assert await _code(fetcher, f"{pictures.origin}/304.png") == "image_unreachable"
 
 
-def _mischief(pictures: PictureServer) -> dict[str, str]:
-    """Path -> the code it must end with. Adding a case is adding a line."""
-    magic = PNG[:20]
-    pictures.serve("/404", b"", status="404 Not Found")
-    pictures.serve("/500", PNG, status="500 Oops")
-    pictures.serve("/206", PNG, status="206 Partial Content")
-    pictures.serve("/html", b"<html>" + b"x" * 100, "Content-Type: image/png")
-    pictures.serve("/empty", b"")
-    pictures.serve("/svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")
-    pictures.serve("/gif", b"GIF89a" + bytes(100))
-    pictures.serve("/announced", PNG, length=10**9)
-    pictures.serve("/cut", PNG[:30], length=100)
-    pictures.serve("/brotli", PNG, "Content-Encoding: br")
-    pictures.serve("/not-gzip", PNG, "Content-Encoding: gzip")
-    pictures.bomb("/bomb", magic, 10_000_000)
-    pictures.endless("/endless", magic)
-    pictures.drip("/drip", magic, 0.05)
-    pictures.silent("/silent")
-    pictures.raw("/reset", b"")
-    pictures.raw("/half-head", b"HTTP/1.1 200 OK\r\nContent-")
-    pictures.raw("/no-http", b"SSH-2.0-OpenSSH_9\r\n\r\n")
-    pictures.raw("/head-bomb", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000 + b"\r\n\r\n")
-    pictures.raw("/two-lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nabcde")
-    pictures.raw("/bad-length", b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabcde")
-    pictures.redirect("/loop", "/loop")
-    pictures.redirect("/to-private", "http://10.0.0.1/")
-    pictures.redirect("/to-metadata", "http://169.254.169.254/latest/meta-data/")
-    pictures.redirect("/to-file", "file:///etc/passwd")
-    pictures.redirect("/to-odd", "http://2130706433/")
-    pictures.redirect("/to-nowhere", "")
-    for step in range(5):
-        pictures.redirect(f"/hop{step}", f"/hop{step + 1}")
-    unreachable = ["/404", "/500", "/206", "/cut", "/brotli", "/not-gzip", "/reset", "/half-head", "/no-http"]
-    unreachable += ["/head-bomb", "/two-lengths", "/bad-length", "/loop", "/to-private", "/to-metadata", "/to-file"]
-    unreachable += ["/to-odd", "/to-nowhere", "/hop0", "/silent", "/missing"]
-    return {
-        **dict.fromkeys(unreachable, "image_unreachable"),
-        **dict.fromkeys(["/html", "/empty", "/svg", "/gif"], "not_an_image"),
-        **dict.fromkeys(["/announced", "/bomb", "/endless"], "image_too_large"),
-        "/drip": "image_timeout",
-    }
-
-
-async def test_every_mischief_ends_in_its_coarse_code() -> None:
-    """Lying lengths, bombs, drips, resets, redirects inwards: a code each, no exception, no hang."""
-    async with fetching() as (_, pictures):
-        for path, expected in _mischief(pictures).items():
-            # A fetcher each: the breaker of one case must not decide the next.
-            policy = UrlPolicy(allow_http=True, ports=frozenset({pictures.port}), is_public=_loopback_is_public)
-            fetcher = Fetcher(policy, LIMITS, Names())
-            assert (path, await _code(fetcher, pictures.origin + path)) == (path, expected)
-            await fetcher.aclose()
-
-
-async def test_three_redirects_are_followed() -> None:
-    """The limit is not one short."""
-    async with fetching() as (fetcher, pictures):
-        for step in range(3):
-            pictures.redirect(f"/{step}", f"/{step + 1}")
-        pictures.serve("/3", PNG)
-        assert (await fetcher.fetch(f"{pictures.origin}/0")).content == PNG
-
-
-async def test_an_encoded_picture_is_decoded_and_counted_decoded() -> None:
-    """A server that encodes unasked is understood."""
-    async with fetching() as (fetcher, pictures):
-        pictures.bomb("/small", PNG, 10)
-        assert (await fetcher.fetch(f"{pictures.origin}/small")).content == PNG + bytes(10)
-
-
-@pytest.mark.parametrize(
-    "answers",
-    [["127.0.0.2"], ["10.0.0.1"], ["127.0.0.1", "10.0.0.1"], ["127.0.0.1", "::1"], ["::ffff:127.0.0.2"], ["fe80::1%lo"],
-     [], ["nonsense"]],
-)  # fmt: skip
-async def test_a_name_with_any_bad_answer_is_refused(answers: list[str]) -> None:
-    """Mixed DNS answers: one bad address refuses the name, and it looks like a name that does not exist."""
-    async with fetching(Names(shop_example=[answers])) as (fetcher, pictures):
-        pictures.serve("/1.png", PNG)
-        assert await _code(fetcher, f"http://shop.example:{pictures.port}/1.png") == "image_unreachable"
-        assert pictures.heads == []
-
-
 async def test_a_name_is_looked_up_once_a_connection_so_rebinding_gains_nothing() -> None:
     """Public first, private at connect time: the address that was judged is the one dialled."""
     names = Names(shop_example=[["127.0.0.1"], ["10.0.0.1"]])
@@ -197,7 +117,7 @@ async def test_the_peer_of_the_socket_is_judged_as_well() -> None:
             return ["8.8.8.8"]
 
         with pytest.raises(httpcore.ConnectError):
-            await PublicBackend(is_public, resolve, Elsewhere()).connect_tcp("shop.example", 443, 1.0)
+            await PublicBackend(resolve, is_public, Elsewhere()).connect_tcp("shop.example", 443, 1.0)
         assert pictures.heads == []
 
 

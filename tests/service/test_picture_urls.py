@@ -1,4 +1,4 @@
-"""Which URLs are fetched, by their text."""
+"""Which URLs are fetched, by their text; those that are not stand in hostile_cases.py."""
 
 from __future__ import annotations
 
@@ -10,34 +10,6 @@ from service.picture_urls import UrlPolicy, UrlRefused, check_url, redirect_url
 
 STRICT = UrlPolicy()
 PLAIN = UrlPolicy(allow_http=True)
-
-# Every one is refused even where http is allowed. Adding a case is adding a line.
-HOSTILE = [
-    "", "x", "//shop.example/1.jpg", "ftp://shop.example/1", "file:///etc/passwd", "gopher://127.0.0.1/", "data:,x",
-    "javascript:alert(1)", "https://", "https:///x", "https://shop.example:99999/", "https://shop.example:x/",
-    "https://shop.example:22/", "https://shop.example:8080/", "https://user@shop.example/", "https://a:b@shop.example/",
-    "https://shop.example@127.0.0.1/", "https://127.0.0.1\\@shop.example/", "https://shop.example\\.evil/",
-    "https://shop.example/\r\nX: 1", "https://shop.example/ a", "https://shop\t.example/", "https://shop.example/\x00",
-    "https://127.0.0.1/", "http://127.0.0.1/", "https://127.0.0.1./", "https://127.1/", "https://127.0.1/",
-    "https://2130706433/", "https://017700000001/", "https://0x7f000001/", "https://0x7f.0.0.1/", "https://0177.0.0.1/",
-    "https://127.0.0.01/", "https://0x7f.1/", "https://1.2.3.4.5/", "https://999.1.1.1/", "https://0/", "https://0x/",
-    "https://１２７.0.0.1/", "https://127。0。0。1/", "https://①②⑦.0.0.1/", "https://[::1]/", "https://[::]/",
-    "https://[::ffff:127.0.0.1]/", "https://[::ffff:7f00:1]/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/",
-    "https://[fe80::1%25eth0]/", "https://[fe80::1%eth0]/", "https://[::1", "https://[127.0.0.1]/", "https://[v1.x]/",
-    "https://169.254.169.254/latest/meta-data/", "https://[fd00:ec2::254]/", "https://10.0.0.1/", "https://192.168.0.1/",
-    "https://shop..example/", "https://.shop.example/", "https://-shop.example/", "https://shop-.example/",
-    "https://sh%6fp.example/", "https://shop.example%00.evil/", "https://" + "a" * 64 + ".example/",
-    "https://" + "a." * 130 + "example/", "https://shop.example/" + "a" * 2048, "https://xn--a/", "https://a\u202eb.example/",
-    "https://shop.example:80:443/", "https://[::1]@shop.example/",
-    "https://*.example/", "https://shop.example,evil/", "https://shop'example/",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("url", HOSTILE)
-def test_a_hostile_url_is_refused(url: str) -> None:
-    """Schemes, ports, user names, odd spellings of addresses, broken names, splitting tricks."""
-    with pytest.raises(UrlRefused):
-        check_url(url, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +46,27 @@ def test_http_needs_the_setting() -> None:
 )  # fmt: skip
 def test_the_allow_list_matches_whole_labels(host: str, passes: bool) -> None:
     """Exact names, or suffixes at a dot boundary, nothing that merely ends alike."""
-    policy = UrlPolicy(allowed_hosts=("shop.example", "CDN.example.", "*.pics.example"))
+    policy = UrlPolicy(allowed_hosts=("shop.example", "CDN.example.", "*.pics.example", "*", "."))
     if passes:
         assert check_url(f"https://{host}/", policy).host == host
     else:
         with pytest.raises(UrlRefused, match="not allowed"):
             check_url(f"https://{host}/", policy)
+
+
+def test_the_allow_list_is_read_as_urls_are() -> None:
+    """Names in their own script and addresses stand for what check_url makes of them."""
+    policy = UrlPolicy(allowed_hosts=("bücher.example", "[2606:4700:0::1]"))
+    assert check_url("https://xn--bcher-kva.example/", policy).host == "xn--bcher-kva.example"
+    assert check_url("https://[2606:4700::1]/", policy).host == "2606:4700::1"
+
+
+def test_the_allow_list_holds_for_trusted_origins_too() -> None:
+    """They are exempt from the scheme, port and address rules alone."""
+    policy = UrlPolicy(allowed_hosts=("shop.example",), trusted_origins=frozenset({"http://127.0.0.1:8081"}))
+    with pytest.raises(UrlRefused, match="not allowed"):
+        check_url("http://127.0.0.1:8081/1.png", policy)
+    assert check_url("http://127.0.0.1:8081/1.png", UrlPolicy(trusted_origins=policy.trusted_origins)).trusted
 
 
 def test_a_trusted_origin_is_matched_exactly_and_never_by_redirect() -> None:
@@ -92,17 +79,6 @@ def test_a_trusted_origin_is_matched_exactly_and_never_by_redirect() -> None:
     start = check_url("https://shop.example/1.jpg", policy)
     with pytest.raises(UrlRefused):
         redirect_url(start, "http://127.0.0.1:8081/1.png", policy)
-
-
-@pytest.mark.parametrize(
-    "location",
-    ["http://shop.example/", "//127.0.0.1/", "https://127.0.0.1/", "ftp://shop.example/", "https://u@shop.example/",
-     "https://[::1]/", "file:///etc/passwd", "https://[", "\\\\127.0.0.1\\x", "https://10.0.0.1:443/"],
-)  # fmt: skip
-def test_a_redirect_is_judged_like_a_url_and_never_leaves_https(location: str) -> None:
-    """Each hop is checked in full."""
-    with pytest.raises(UrlRefused):
-        redirect_url(check_url("https://shop.example/a/b", PLAIN), location, PLAIN)
 
 
 def test_a_relative_redirect_stays_on_its_host() -> None:
