@@ -14,7 +14,7 @@ from mufin.bundle import Bundle
 from mufin.golden import Golden
 from mufin.inputs import FloatArray, Int64Array
 from mufin.label_store import BundleLabelStore
-from mufin.scoring import classifier_scores, fuse
+from mufin.scoring import Modality, as_trained, classifier_scores, fuse
 
 _LABELS_AT_ONCE = 8192
 
@@ -36,8 +36,16 @@ def updated_golden(golden: Golden, bundle: Bundle, kept: Int64Array | None) -> G
     order = np.lexsort((labels, -cosines))
     labels, cosines = np.take_along_axis(labels, order, 1), np.take_along_axis(cosines, order, 1)
     classifier = np.take_along_axis(classifier, order, 1)
-    fused = fuse(bundle.manifest.score_spec, classifier, cosines)
+    spec, sources = bundle.manifest.score_spec, bundle.records
+    fused = fuse(spec, classifier, cosines)
+    for row in range(len(fused)):
+        fused[row] = as_trained(spec, _modality(golden, row), fused[row], cosines[row], sources.untrained(labels[row]))
     return replace(golden, shortlist=(labels, cosines), classifier=classifier, fused=fused)
+
+
+def _modality(golden: Golden, row: int) -> Modality:
+    pictured = golden.image_offsets[row + 1] > golden.image_offsets[row]
+    return "both" if golden.has_title[row] and pictured else "images" if pictured else "title"
 
 
 def _known(golden: Golden, row: int, kept: Int64Array | None) -> dict[int, tuple[float, float]]:

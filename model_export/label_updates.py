@@ -94,7 +94,9 @@ def add_labels(
         slots = max(sizes.label_slots, own)
         embeddings = _extend_records(bundle, items, items_path.parent, folder, slots, threads, progress)
         extend_index(bundle, folder, embeddings)
-        grown = replace(sizes, labels=sizes.labels + len(items), label_slots=slots)
+        grown = replace(
+            sizes, labels=sizes.labels + len(items), label_slots=slots, untrained=sizes.untrained + len(items)
+        )
         parity = _seal(writer, bundle, grown, None, {"added": len(items)})
         _require_found(folder, sizes.labels, embeddings, items)
         writer.report(_report(parity, folder, began))
@@ -259,7 +261,14 @@ def _compact(bundle: Bundle, kept: Int64Array, folder: Path, progress: Progress)
     frequency[new[np.setdiff1d(bundle.head_labels, bundle.removed)].clip(0)] = settings.head_frequency
     index = build_index(embeddings, frequency, bundle.manifest.score_spec.shortlist_size, settings)
     write_index(folder, index)
-    return replace(sizes, labels=len(kept), removed=0, index=index.kind, index_candidates=index.candidates)
+    return replace(
+        sizes,
+        labels=len(kept),
+        removed=0,
+        untrained=int(bundle.records.untrained(kept).sum()),
+        index=index.kind,
+        index_candidates=index.candidates,
+    )
 
 
 def _seal(

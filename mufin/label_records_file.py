@@ -242,6 +242,10 @@ class RecordFile:
         has_title = bool(self._rows["has_title"][label])
         return int(self._rows["count"][label]) - has_title, has_title
 
+    def untrained(self, labels: Int64Array) -> BoolArray:
+        """(N,) bool: which of the labels came into the bundle without training."""
+        return np.asarray(self._rows["source"][labels] == SOURCES.index("encoder"))
+
     def source(self, label: int) -> LabelSource:
         """How a label came into the bundle."""
         return SOURCES[int(self._rows["source"][label])]

@@ -56,6 +56,12 @@ class BundleLabelStore:
         """Compiled over the record file in place, or numpy over ``records`` where that was chosen or heads are several."""
         return make_reranker(self._bundle.records, attention, self._kernel, self.records)
 
+    def untrained(self, labels: Int64Array) -> BoolArray | None:
+        """(N,) bool of (N,) labels: which were added without training; None: the bundle has no such label."""
+        if self._bundle.manifest.sizes.untrained == 0:
+            return None
+        return self._bundle.records.untrained(labels)
+
     def memory(self) -> dict[str, MemoryUse]:
         """Bytes of each large part of the label side, by its file's name."""
         records = self._bundle.records

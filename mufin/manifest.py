@@ -111,10 +111,14 @@ class BundleSizes:
     """Labels that an approximate index is asked for, per label wanted; the best of them by their vectors remain."""
     removed: int = 0
     """Of the labels: how many have a tombstone and are never returned."""
+    untrained: int = 0
+    """Of the labels: how many were added without training."""
 
     def __post_init__(self) -> None:
         if not self.index_candidates >= 1:
             raise ConfigError(f"index_candidates is {self.index_candidates}, needs 1 or more")
+        if not 0 <= self.untrained <= self.labels:
+            raise ConfigError(f"untrained is {self.untrained} of {self.labels} labels")
         if not 0 <= self.removed < self.labels:
             raise ConfigError(f"removed is {self.removed} of {self.labels} labels, at least 1 must be left")
         for name in ("labels", "dimension", "label_slots"):

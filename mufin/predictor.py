@@ -36,6 +36,7 @@ from mufin.scoring import (
     LabelRecords,
     Modality,
     ScoreSpec,
+    as_trained,
     cross_attend,
     fuse,
     top_k,
@@ -77,6 +78,9 @@ class LabelStore(Protocol):
         A store that has its records at hand reads them in place; any other returns
         ``GatheredReranker(self.records, attention)`` of mufin.reranking.
         """
+
+    def untrained(self, labels: Int64Array) -> BoolArray | None:
+        """(N,) bool of (N,) labels: which were added without training; None: there is no such label at all."""
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) unit length, in the order of ``labels``."""
@@ -267,6 +271,9 @@ class Predictor:
     def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
         """One product's shortlist and its classifier scores -> the k best by the fused score."""
         fused = fuse(self.score_spec, classifier, shortlist.scores)
+        untrained = self.labels.untrained(shortlist.labels)
+        if untrained is not None:
+            fused = as_trained(self.score_spec, bag.modality, fused, shortlist.scores, untrained)
         best = top_k(fused, shortlist.labels, k)
         return Ranking(
             labels=shortlist.labels[best],

@@ -21,6 +21,9 @@ import numpy as np
 from mufin.errors import ConfigError
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 
+_SAME_ITEM = 0.999
+"""Cosine from which a product and a label are taken for one item; int8 encoders move it by some 1e-4."""
+
 Modality = Literal["both", "title", "images"]
 """What a product comes with: title and images, a title alone, images alone."""
 
@@ -52,6 +55,10 @@ class ScoreSpec:
     """Of products with a title alone."""
     calibration_images: Calibration = Calibration()
     """Of products with images alone."""
+    calibration_untrained_both: Calibration = Calibration()
+    """The same three of labels whose classifier is their embedding: what they score means something else again."""
+    calibration_untrained_title: Calibration = Calibration()
+    calibration_untrained_images: Calibration = Calibration()
 
     def __post_init__(self) -> None:
         if self.shortlist_size < 1:
@@ -63,6 +70,14 @@ class ScoreSpec:
         """The one of products that come with ``modality``."""
         by: dict[Modality, Calibration] = {
             "both": self.calibration_both, "title": self.calibration_title, "images": self.calibration_images
+        }  # fmt: skip
+        return by[modality]
+
+    def untrained_calibration(self, modality: Modality) -> Calibration:
+        """That of labels without training."""
+        by: dict[Modality, Calibration] = {
+            "both": self.calibration_untrained_both, "title": self.calibration_untrained_title,
+            "images": self.calibration_untrained_images,
         }  # fmt: skip
         return by[modality]
 
@@ -197,6 +212,22 @@ def fuse(spec: ScoreSpec, classifier: FloatArray, shortlist: FloatArray) -> Floa
     """alpha * classifier + (1 - alpha) * shortlist, elementwise."""
     alpha = np.float32(spec.fusion_weight)
     return np.asarray(alpha * classifier + (np.float32(1) - alpha) * shortlist, dtype=np.float32)
+
+
+def as_trained(
+    spec: ScoreSpec, modality: Modality, fused: FloatArray, cosines: FloatArray, untrained: BoolArray
+) -> FloatArray:
+    """(N,) fused scores, those of ``untrained`` labels moved to where a trained label of the same probability lies.
+
+    Without this a label whose classifier is its embedding beats nearly every trained one, whatever it is. A label that
+    is the product itself, to judge by the ``cosines``, keeps its score: about that the fit on other products says
+    nothing. Where the trained labels' curve is flat no score has that probability, and all stay as they are.
+    """
+    trained, own = spec.calibration(modality), spec.untrained_calibration(modality)
+    if trained.scale <= 0:
+        return fused
+    moved = (own.scale * fused.astype(np.float64) + own.offset - trained.offset) / trained.scale
+    return np.asarray(np.where(untrained & (cosines < _SAME_ITEM), moved, fused), dtype=np.float32)
 
 
 def top_k(scores: FloatArray, labels: Int64Array, k: int) -> Int64Array:

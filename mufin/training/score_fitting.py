@@ -13,7 +13,7 @@ import numpy as np
 
 from mufin.scoring import ScoreSpec
 from mufin.training.calibration import calibrate, outcomes_of
-from mufin.training.evaluation import rank_candidates
+from mufin.training.evaluation import EncodedLabels, rank_candidates
 from mufin.training.fusion import choose_fusion_weight
 from mufin.training.loop import Session
 from mufin.training.preparation import TrainingData
@@ -44,5 +44,30 @@ def fit_scores(session: Session, data: TrainingData, bags: Path, fusion_weight: 
     spec = replace(
         spec, calibration_both=fits["both"], calibration_title=fits["title"], calibration_images=fits["images"]
     )
+    spec, untrained = _with_untrained(session, data, spec, labels)
+    calibration = {**calibration, "untrained": untrained}
     metrics = {name: precision(own, data.valid) for name, own in ranked.rows.items()}
     return FittedScores(spec, {"fusion_weight": chosen, **metrics, "calibration": calibration}, curve)
+
+
+def _with_untrained(
+    session: Session, data: TrainingData, spec: ScoreSpec, labels: EncodedLabels
+) -> tuple[ScoreSpec, dict[str, Any]]:
+    """Calibrations of labels without training: the trained ones ranked as if their classifiers were their embeddings.
+
+    A label that was never trained on may fit a little worse than these, whose embeddings were.
+    """
+    cold = replace(labels, classifiers=labels.items.embeddings)
+    candidates = score_products(session, data, data.products, data.valid_rows, cold)
+    ranked = rank_candidates(candidates, data.valid_rows, spec)
+    overall = outcomes_of(ranked.rows["full"], ranked.scores["full"], data.valid, np.arange(len(data.valid_rows)))
+    fits, figures = calibrate(overall, outcomes_by_modality(session, data, cold, ranked, spec), _nobody)
+    spec = replace(
+        spec, calibration_untrained_both=fits["both"], calibration_untrained_title=fits["title"],
+        calibration_untrained_images=fits["images"],
+    )  # fmt: skip
+    return spec, {"ece": {name: own["ece"]["fitted"] for name, own in figures["subsets"].items() if "ece" in own}}
+
+
+def _nobody(_: str) -> None:
+    """What a subset lacks was said of the trained labels already."""

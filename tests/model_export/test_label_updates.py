@@ -18,6 +18,7 @@ from mufin.errors import BundleError, CatalogueError, ConfigError
 from mufin.inputs import decode_image
 from mufin.label_filters import FilterIndex
 from mufin.predictor import Predictor, open_predictor
+from mufin.scoring import Calibration, ScoreSpec
 from tests.bundle_factory import SIDE, make_tiny_bundle, picture, tiny_labels
 
 NEW: list[dict[str, Any]] = [
@@ -79,6 +80,24 @@ def test_an_added_label_is_found_by_its_own_title_and_pictures(
     assert predictor.labels.label(39).source == "trained"
     assert predictor.encoder_id == open_predictor(old).encoder_id
     assert predictor.bundle_id != open_predictor(old).bundle_id
+
+
+def test_added_labels_do_not_push_trained_ones_down(tmp_path: Path) -> None:
+    """A strong untrained score stands behind trained ones of higher probability; its own product still finds it first."""
+    spec = ScoreSpec(
+        shortlist_size=60, calibration_both=Calibration(10.0, -5.0), calibration_untrained_both=Calibration(2.0, -6.0),
+        calibration_title=Calibration(10.0, -5.0), calibration_untrained_title=Calibration(2.0, -6.0),
+    )  # fmt: skip
+    old = make_tiny_bundle(tmp_path / "old", score_spec=spec)
+    done = add_labels(old, write_items(tmp_path / "in", NEW), tmp_path / "new", quiet)
+    assert done.parity.passed
+    before, after = open_predictor(old), open_predictor(tmp_path / "new")
+    best = ranked(before, "red shirt men", ["red"], k=5)
+    assert ranked(after, "red shirt men", ["red"], k=5) == best
+    assert ranked(after, "red shirt cotton", ["red"])[0] == "N0"
+    plain = make_tiny_bundle(tmp_path / "plain", score_spec=ScoreSpec(shortlist_size=60))
+    add_labels(plain, tmp_path / "in" / "labels.jsonl", tmp_path / "plain-new", quiet)
+    assert ranked(open_predictor(tmp_path / "plain-new"), "red shirt men", ["red"], k=5) != best
 
 
 def test_what_was_there_stays_as_it_was(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mufin.errors import ConfigError
-from mufin.scoring import Calibration, ScoreSpec
+from mufin.scoring import Calibration, ScoreSpec, as_trained
 
 SPEC = ScoreSpec(50, 0.7, Calibration(4.0, -1.0), Calibration(3.0, -0.5), Calibration(0.0, 0.25))
 
@@ -34,3 +34,28 @@ def test_probabilities_are_the_sigmoid_and_never_overflow() -> None:
     assert found.dtype == np.float32
     flat = Calibration(0.0, 0.25).probability(np.array([-0.5, 0.5], dtype=np.float32))
     assert flat[0] == flat[1]
+
+
+def test_a_label_without_training_lands_where_a_trained_one_of_its_probability_lies() -> None:
+    """Trained labels keep their scores; equal probability means equal score; the product itself keeps its own."""
+    own = Calibration(2.0, -1.5)
+    spec = ScoreSpec(50, 0.7, calibration_both=Calibration(10.0, -6.0), calibration_untrained_both=own)
+    fused = np.array([0.7, 0.7, 0.9, 0.99], dtype=np.float32)
+    cosines = np.array([0.5, 0.5, 0.8, 0.9995], dtype=np.float32)
+    untrained = np.array([False, True, True, True])
+    moved = as_trained(spec, "both", fused, cosines, untrained)
+    assert moved[0] == fused[0]
+    np.testing.assert_allclose(
+        spec.calibration("both").probability(moved[1:3]), own.probability(fused[1:3]), atol=1e-6
+    )  # fmt: skip
+    assert moved[1] < moved[2] < fused[0]
+    assert moved[3] == fused[3]
+
+
+def test_a_flat_curve_moves_nothing() -> None:
+    """No score of a trained label has the wanted probability then."""
+    spec = ScoreSpec(
+        50, 0.7, calibration_title=Calibration(0.0, 0.3), calibration_untrained_title=Calibration(2.0, 1.0)
+    )
+    fused, cosines = np.array([0.2, 0.9], dtype=np.float32), np.array([0.1, 0.8], dtype=np.float32)
+    assert as_trained(spec, "title", fused, cosines, np.array([True, True])).tolist() == fused.tolist()

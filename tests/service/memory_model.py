@@ -75,6 +75,10 @@ class MemoryLabels:
         bags = self._vectors[labels][:, None, :]
         return LabelRecords(bags, bags, np.ones((len(labels), 1), dtype=np.bool_), self._vectors[labels])
 
+    def untrained(self, labels: Int64Array) -> BoolArray | None:
+        """All are trained."""
+        return None
+
     def reranker(self, attention: CrossAttention | None) -> Reranker:
         return GatheredReranker(self.records, attention)
 

@@ -171,6 +171,13 @@ def test_a_run_ranks_as_it_reported(catalogue_folder: Path, finished: Path) -> N
         assert np.mean(hits) == pytest.approx(load_run(finished).metrics[row]["P@1"], abs=1e-4)
 
 
+def test_labels_without_training_have_a_calibration_of_their_own(finished: Path) -> None:
+    """Fitted on the same validation products with embeddings for classifiers: other parameters, and their error told."""
+    run = load_run(finished)
+    assert run.score_spec.calibration_untrained_both != run.score_spec.calibration_both
+    assert "untrained" in run.metrics["calibration"]
+
+
 def test_another_catalogue_is_refused_by_its_labels(finished: Path, tmp_path: Path) -> None:
     """Labels that the run was not trained on are named with both counts."""
     other = read_catalogue(make_tiny_catalogue(tmp_path / "other", with_labels=False))
