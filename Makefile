@@ -131,6 +131,7 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.int8 --out bench/results/int8.json
 	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
 	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
+	$(BIN)/python -m bench.dataset_memory --out bench/results/dataset-memory.json
 bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run, no figures
 	$(BIN)/python -m bench.training_memory --pairs 4000 --smoke
 	$(BIN)/python -m bench.release_training --smoke
@@ -139,6 +140,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.int8 --smoke
 	$(BIN)/python -m bench.label_index --smoke
 	$(BIN)/python -m bench.reranking --smoke
+	$(BIN)/python -m bench.dataset_memory --smoke
 
 # ---- containers
 

@@ -26,6 +26,7 @@ from model_export.label_blocks import BlockDone, BlockEncoder, LabelBlock, block
 from model_export.trained import Trained
 from mufin.catalogue import Catalogue, Item
 from mufin.errors import ConfigError, MufinError
+from mufin.image_source import packed_image
 
 LABELS_IN_BLOCK = 2048
 """Labels a block. Decides which labels share a forward pass, so it is part of the identity."""
@@ -86,7 +87,9 @@ def encoding_identity(trained: Trained, catalogue: Catalogue, device: str) -> st
         digest.update(tensor.contiguous().numpy().data)
     for label in catalogue.labels:
         images = label.images[: trained.input_spec.max_images]
-        stamps = [_stamp(catalogue.folder / image) for image in images]
+        packed = [packed_image(image) for image in images]
+        files = [image if part is None else part.file for image, part in zip(images, packed, strict=True)]
+        stamps = [_stamp(catalogue.folder / file) for file in files]
         digest.update(json.dumps([label.title, images, stamps]).encode() + b"\n")
     return digest.hexdigest()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mufin.catalogue_tables import Faults, find_table, read_pair_rows, read_records
 from mufin.errors import CatalogueError
-from mufin.image_source import ImageReader, image_name_fault, is_url
+from mufin.image_source import ImageReader, PackedImage, image_name_fault, is_url, packed_image
 from mufin.inputs import Int64Array, normalise_title
 from mufin.relevance import Relevance
 
@@ -33,7 +33,7 @@ class Item:
     title: str
     """May be empty when there is an image."""
     images: tuple[str, ...] = ()
-    """Paths relative to the folder, or http(s) URLs."""
+    """Paths relative to the folder, parts of packed files (``FILE.bin#OFFSET+LENGTH``), or http(s) URLs."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Every other key of the line, as it stood there."""
 
@@ -121,6 +121,25 @@ class _ImageFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._listed: dict[str, frozenset[str]] = {}
+        self._packs: dict[str, int] = {}
+
+    def fault(self, image: str) -> str | None:
+        """Why a path of fault-free form cannot be read; None when it can."""
+        packed = packed_image(image)
+        if packed is not None:
+            return self._packed_fault(image, packed)
+        return None if self.has(image) else f"image file {image!r} is missing; restore it or remove it from the list"
+
+    def _packed_fault(self, image: str, packed: PackedImage) -> str | None:
+        if packed.file not in self._packs:
+            path = self._folder / packed.file
+            self._packs[packed.file] = path.stat().st_size if path.is_file() else -1
+        size, end = self._packs[packed.file], packed.offset + packed.length
+        if size < 0:
+            return f"{packed.file!r} of packed image {image!r} is missing; restore it or remove the image from the list"
+        if end > size:
+            return f"packed image {image!r} ends at byte {end}, {packed.file!r} has {size}; restore the whole file"
+        return None
 
     def has(self, image: str) -> bool:
         parent, _, name = image.rpartition("/")
@@ -181,8 +200,8 @@ def _image_fault(image: Any, files: _ImageFiles) -> str | None:
     if not isinstance(image, str):
         return f"image {image!r} is no string; write a path or a URL"
     fault = image_name_fault(image)
-    if fault is None and not is_url(image) and not files.has(image):
-        return f"image file {image!r} is missing; restore it or remove it from the list"
+    if fault is None and not is_url(image):
+        return files.fault(image)
     return fault
 
 

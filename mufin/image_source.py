@@ -1,4 +1,4 @@
-"""The bytes of a catalogue's images: files of its folder, or URLs fetched once and kept on disk.
+"""The bytes of a catalogue's images: files of its folder, parts of packed files, or URLs fetched once and kept.
 
 Knows no pixels and no requests of strangers: a catalogue's owner is trusted, so addresses are not vetted here
 (the service's fetching is another matter, serving.md).
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -22,6 +24,25 @@ if TYPE_CHECKING:
     import httpx
 
 CACHE_FOLDER_NAME = ".image-cache"
+_PACKED = re.compile(r"(?P<file>.+\.bin)#(?P<offset>[0-9]{1,15})\+(?P<length>[0-9]{1,15})")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """An image that is a run of bytes of a larger file, named ``FILE.bin#OFFSET+LENGTH``."""
+
+    file: str
+    """Path relative to the folder"""
+    offset: int
+    """Its first byte"""
+    length: int
+    """Its number of bytes"""
+
+
+def packed_image(image: str) -> PackedImage | None:
+    """What a name of the form ``FILE.bin#OFFSET+LENGTH`` says; None for URLs and for whole files."""
+    found = None if is_url(image) else _PACKED.fullmatch(image)
+    return None if found is None else PackedImage(found["file"], int(found["offset"]), int(found["length"]))
 
 
 def is_url(image: str) -> bool:
@@ -46,6 +67,9 @@ def image_name_fault(image: str) -> str | None:
     path = PurePosixPath(image)
     if path.is_absolute() or ".." in path.parts:
         return f"image path {image!r} leaves the catalogue folder; copy the file into it and name it relative to it"
+    packed = packed_image(image)
+    if packed is not None and packed.length == 0:
+        return f"packed image {image!r} has no bytes; remove it from the list"
     return None
 
 
@@ -92,7 +116,28 @@ class ImageReader:
             raise CatalogueError(self.folder, None, fault)
         return self._read_url(image) if is_url(image) else self._read_file(image)
 
+    def _read_packed(self, packed: PackedImage) -> bytes:
+        path, end = self.folder / packed.file, packed.offset + packed.length
+        if packed.length > self._max_image_bytes:
+            reason = f"has an image of {packed.length} bytes, allowed are {self._max_image_bytes}; shrink it"
+            raise CatalogueError(path, None, reason)
+        try:
+            # Opened anew each time: nothing is shared between threads, and nothing stays open.
+            with path.open("rb") as file:
+                file.seek(packed.offset)
+                content = file.read(packed.length)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}); restore the file of packed images"
+            raise CatalogueError(path, None, reason) from error
+        if len(content) != packed.length:
+            reason = f"ends before byte {end}, where a packed image ends; restore the file of packed images"
+            raise CatalogueError(path, None, reason)
+        return content
+
     def _read_file(self, image: str) -> bytes:
+        packed = packed_image(image)
+        if packed is not None:
+            return self._read_packed(packed)
         path = self.folder / image
         try:
             if path.stat().st_size > self._max_image_bytes:

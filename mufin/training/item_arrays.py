@@ -20,6 +20,7 @@ import numpy as np
 
 from mufin.catalogue import Catalogue, ImageReader, Item
 from mufin.errors import CatalogueError, ImageError
+from mufin.image_source import packed_image
 from mufin.inputs import (
     BoolArray,
     FloatArray,
@@ -224,7 +225,8 @@ def _stamps(catalogue: Catalogue, names: list[str]) -> list[list[object]]:
     """Name, size and time of every image file: a replaced picture is decoded anew. URLs have their name only."""
     stamps: list[list[object]] = []
     for name in names:
-        path = catalogue.folder / name
+        packed = packed_image(name)
+        path = catalogue.folder / (name if packed is None else packed.file)
         known = path.stat() if path.is_file() else None
         stamps.append([name] if known is None else [name, known.st_size, known.st_mtime_ns])
     return stamps

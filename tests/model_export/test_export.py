@@ -254,6 +254,8 @@ def test_folder_relative_images_need_a_base_url() -> None:
     """URLs stay, paths are quoted behind the base or left out."""
     item = Item("a", "t", ("https://x.example/1.jpg", "img/a b.jpg"))
     assert answer_images(item, None) == ["https://x.example/1.jpg"]
+    packed = replace(item, images=("https://x.example/1.jpg", "images/images.bin#7+20"))
+    assert answer_images(packed, "http://y.example/m/") == ["https://x.example/1.jpg"]
     assert answer_images(item, "http://y.example/m/") == ["https://x.example/1.jpg", "http://y.example/m/img/a%20b.jpg"]
 
 

@@ -23,6 +23,7 @@ def folder(tmp_path: Path) -> Path:
     """Three products, two labels, one picture; every file in order."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"picture")
+    (tmp_path / "images/p.bin").write_bytes(b"pictures")
     _write_items(
         tmp_path / "products.jsonl",
         {"id": "a", "title": "Mug", "images": ["images/a.png", "https://shop.example/a.jpg"], "price": 3},
@@ -50,6 +51,12 @@ def test_a_folder_becomes_items_splits_and_exclusions(folder: Path) -> None:
     assert catalogue.splits["train"].products.tolist() == [1, 0]
     assert catalogue.splits["train"].relevance.row(0).tolist() == [0, 1]
     assert catalogue.exclude.to_pairs()[0].tolist() == [2]
+
+
+def test_images_may_be_parts_of_a_packed_file(folder: Path) -> None:
+    """Only the size of the pack is looked at."""
+    _product(2, id="b", title="", images=["images/p.bin#0+7", "images/p.bin#7+1"])(folder)
+    assert read_catalogue(folder).products[1].images == ("images/p.bin#0+7", "images/p.bin#7+1")
 
 
 def test_without_a_labels_file_the_products_are_the_labels(folder: Path) -> None:
@@ -102,6 +109,13 @@ FAULTS = {
     "duplicate id": (_product(2, id="a", title="x"), "products.jsonl:2", "is also on line 1"),
     "images of a wrong type": (_product(2, id="b", title="x", images="i.png"), "products.jsonl:2", "write a list"),
     "image of a wrong type": (_product(2, id="b", title="x", images=[1]), "products.jsonl:2", "is no string"),
+    "missing pack": (_product(2, id="b", title="x", images=["z.bin#0+1"]), "products.jsonl:2", "'z.bin' of packed"),
+    "short pack": (
+        _product(2, id="b", title="x", images=["images/p.bin#2+9"]),
+        "products.jsonl:2",
+        "ends at byte 11, 'images/p.bin' has 8",
+    ),
+    "empty packed image": (_product(2, id="b", title="x", images=["images/p.bin#2+0"]), "products.jsonl:2", "no bytes"),
     "missing image": (_product(2, id="b", title="x", images=["images/z.png"]), "products.jsonl:2", "is missing"),
     "image above the folder": (_product(2, id="b", title="x", images=["../z.png"]), "products.jsonl:2", "leaves the"),
     "absolute image": (_product(2, id="b", title="x", images=["/etc/z.png"]), "products.jsonl:2", "leaves the"),

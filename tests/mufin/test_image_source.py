@@ -73,6 +73,23 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, image: str, message: str) 
         ImageReader(tmp_path).read(image)
 
 
+def test_a_packed_image_is_a_part_of_its_file(tmp_path: Path) -> None:
+    """FILE.bin#OFFSET+LENGTH; other names with # are files like any other."""
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    (tmp_path / "a.png#1+2").write_bytes(b"whole")
+    reader = ImageReader(tmp_path, max_image_bytes=5)
+    assert reader.read("a.bin#2+3") == b"234"
+    assert reader.read("a.bin#9+1") == b"9"
+    assert reader.read("a.png#1+2") == b"whole"
+    for image, message in (
+        ("a.bin#9+2", "ends before byte 11"), ("a.bin#0+6", "6 bytes, allowed are 5"), ("a.bin#0+0", "has no bytes"),
+        ("b.bin#0+1", "restore the file of packed images"), ("../a.bin#0+1", "leaves the catalogue"),
+        ("/a.bin#0+1", "leaves the catalogue"), ("a.bin#-1+2", "restore the file"), ("a.bin#٣+1", "restore the file"),
+    ):  # fmt: skip
+        with pytest.raises(CatalogueError, match=message):
+            reader.read(image)
+
+
 def test_a_url_is_fetched_once_and_kept(tmp_path: Path, origin: _Origin) -> None:
     """A second reader finds it on disk, with the server asked once; redirects are followed."""
     with ImageReader(tmp_path) as reader:
