@@ -30,7 +30,9 @@ from model_export.trained import Trained, item_arrays, trained_run
 from model_export.verify import compute_golden, golden_items, require_parity, tolerances_for, verify_bundle
 from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_attention, write_removed
 from mufin.catalogue import Catalogue, Item
+from mufin.combination import COMBINATION_FILE, write_combination
 from mufin.errors import ConfigError
+from mufin.evidence import EVIDENCE_FILE, write_evidence
 from mufin.golden import Parity, write_golden
 from mufin.image_source import is_url
 from mufin.inputs import FloatArray, Int64Array, TitleTokenizer, normalise_title
@@ -95,14 +97,16 @@ def export_trained(
         export_graphs(model, trained.input_spec, dimension, folder)
         labels, speed = _export_labels(trained, catalogue, folder, scratch, settings, reporter)
         _export_label_texts(catalogue, folder, settings)
+        _export_combination(trained, folder)
         _export_golden(trained, catalogue, labels, folder, scratch)
         index = _export_index(trained, catalogue, labels, folder, scratch, settings)
         sizes = BundleSizes(
             len(catalogue.labels), dimension, labels.slots, settings.record_type,
             model.cross_attention is not None, index.kind, index_candidates=index.candidates,
+            combination=trained.combined is not None,
         )  # fmt: skip
         name = settings.name or catalogue.folder.resolve().name
-        tolerances = tolerances_for(index.kind, settings.record_type)
+        tolerances = tolerances_for(index.kind, settings.record_type, trained.combined is not None)
         if settings.precision.encoders != "fp32":  # int8 is measured on a bundle that can be opened
             writer.seal(name, trained.input_spec, trained.score_spec, sizes, tolerances, {})
         choice = _choose_encoders(trained, catalogue, writer, scratch, settings, reporter)
@@ -148,6 +152,14 @@ def _export_label_texts(catalogue: Catalogue, folder: Path, settings: ExportSett
     write_removed(folder, np.zeros(0, dtype=np.int64))
 
 
+def _export_combination(trained: Trained, folder: Path) -> None:
+    """Training products, title words and the combination learned, of a run that has them."""
+    if trained.combined is not None:
+        evidence, combination = trained.combined
+        write_evidence(folder / EVIDENCE_FILE, evidence)
+        write_combination(folder / COMBINATION_FILE, combination)
+
+
 def _export_golden(trained: Trained, catalogue: Catalogue, labels: EncodedLabels, folder: Path, scratch: Path) -> None:
     """A few products through the network in torch, with the labels that it shortlists for them."""
     golden = golden_items(catalogue.products, trained.input_spec.max_images)
@@ -156,7 +168,10 @@ def _export_golden(trained: Trained, catalogue: Catalogue, labels: EncodedLabels
         return _arrays(trained, catalogue, [catalogue.labels[i] for i in wanted], scratch / "golden-labels")
 
     arrays = _arrays(trained, catalogue, golden, scratch / "golden")
-    write_golden(folder, compute_golden(trained.model, golden, arrays, label_arrays, labels, trained.score_spec))
+    write_golden(
+        folder,
+        compute_golden(trained.model, golden, arrays, label_arrays, labels, trained.score_spec, trained.combined),
+    )
 
 
 def _export_index(

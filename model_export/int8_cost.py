@@ -43,6 +43,8 @@ class Sample:
     """(N, L), without forbidden pairs"""
     forbidden: Relevance
     """(N, L) labels never recommended to a product"""
+    titles: list[str]
+    """N, for the words that a learned combination looks at"""
 
     def tokens(self, rows: Int64Array | None = None) -> TokenBatch:
         """Titles of ``rows`` (default: all), padded to the longest."""
@@ -97,7 +99,8 @@ def validation_sample(
     # No labels here: they are in the bundle, and decoding their images again would not stop at ``most``.
     small = replace(catalogue, products=[catalogue.products[row] for row in rows], labels=[], products_are_labels=False)
     arrays, _ = prepare(small, spec, tokenizer, scratch, progress)
-    return Sample(arrays, remove_from_relevance(own.relevance.select(chosen), forbidden), forbidden)
+    relevance = remove_from_relevance(own.relevance.select(chosen), forbidden)
+    return Sample(arrays, relevance, forbidden, [item.title for item in small.products])
 
 
 def encode(predictor: Predictor, sample: Sample) -> Vectors:
@@ -115,7 +118,8 @@ def rank(predictor: Predictor, sample: Sample, vectors: Vectors) -> Ranked:
         images = [
             vectors.images[arrays.image_rows[arrays.image_offsets[r] : arrays.image_offsets[r + 1]]] for r in rows
         ]
-        bags = predictor.bag(images, [vectors.titles[r] if arrays.has_title[r] else None for r in rows])
+        titles = [vectors.titles[r] if arrays.has_title[r] else None for r in rows]
+        bags = predictor.bag(images, titles, [sample.titles[r] for r in rows])
         rankings = predictor.rank(bags, DEPTH, excluded=[sample.forbidden.row(r) for r in rows])
         for row, bag, ranking in zip(rows, bags, rankings, strict=True):
             labels[row, : len(ranking.labels)] = ranking.labels

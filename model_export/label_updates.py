@@ -81,6 +81,7 @@ def add_labels(
     """
     began = time.monotonic()
     bundle, items = open_bundle(source), read_items(items_path)
+    _refuse_combination(bundle)
     _refuse_known(bundle, items, items_path)
     sizes, spec = bundle.manifest.sizes, bundle.manifest.input_spec
     own = max(min(len(i.images), spec.max_images) + bool(normalise_title(i.title)) for i in items)
@@ -111,6 +112,7 @@ def remove_labels(source: Path, ids_path: Path, target: Path, progress: Progress
     """
     began = time.monotonic()
     bundle = open_bundle(source)
+    _refuse_combination(bundle)
     sizes = bundle.manifest.sizes
     removed = np.union1d(bundle.removed, _read_ids(bundle, ids_path)).astype(np.int64)
     if len(removed) == sizes.labels:
@@ -141,6 +143,15 @@ def remove_labels(source: Path, ids_path: Path, target: Path, progress: Progress
         writer.report(_report(parity, folder, began))
         writer.finish()
     return Update(parity, shrunk.labels - shrunk.removed, compacted)
+
+
+def _refuse_combination(bundle: Bundle) -> None:
+    """Evidence names labels by number and knows nothing of a new one; both would have to change with the labels."""
+    if bundle.manifest.sizes.combination:
+        raise BundleError(
+            f"{bundle.folder}: its scores come from a learned combination with evidence, whose labels cannot be changed: "
+            "train and export again with the new labels, or train with combination.folds=0"
+        )
 
 
 def _refuse_known(bundle: Bundle, items: Sequence[Item], path: Path) -> None:

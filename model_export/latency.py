@@ -48,11 +48,11 @@ def _stages(predictor: Predictor, golden: Golden) -> Iterator[tuple[str, str, Ca
     yield "image", "encode 1 image", predictor.encode_images, images
     parts = list(zip(_image_vectors(golden), _title_vectors(golden), strict=True))
     yield "bag", f"{golden.slots.shape[1]} slots at most", lambda part: predictor.bag([part[0]], [part[1]]), parts
-    bags = predictor.bag([images for images, _ in parts], [title for _, title in parts])
+    bags = predictor.bag([images for images, _ in parts], [title for _, title in parts], golden.titles)
     size = min(predictor.score_spec.shortlist_size, predictor.labels.size)
     searched = f"{size} of {predictor.labels.size:,} labels"
     yield "shortlist", searched, lambda bag: predictor.shortlist(bag.embedding[None]), list(bags)
-    found = predictor.shortlist(np.stack([bag.embedding for bag in bags]))
+    found = predictor.shortlist_without(bags, 1)
     pairs = list(zip(bags, found, strict=True))
     yield "rerank", f"{size} labels", lambda pair: predictor.rerank([pair[0]], [pair[1]]), pairs
     scored = list(zip(bags, found, predictor.rerank(bags, found), strict=True))

@@ -14,7 +14,9 @@ import numpy as np
 
 from model_export.onnx_graphs import fold_spectral_norm
 from mufin.catalogue import Catalogue, Item, ensure_validation, read_catalogue
+from mufin.combination import Combination
 from mufin.errors import ConfigError
+from mufin.evidence import Evidence
 from mufin.inputs import InputSpec, TitleTokenizer
 from mufin.relevance import Relevance
 from mufin.scoring import ScoreSpec
@@ -38,6 +40,8 @@ class Trained:
     facts: RunFacts
     metrics: Mapping[str, Any]
     """Of the validation split; empty when there was none."""
+    combined: tuple[Evidence, Combination] | None
+    """Evidence and the combination learned, of a run that has them."""
     origin: Mapping[str, Any]
     """What it was made from, in plain values without paths; stands in the manifest."""
 
@@ -70,8 +74,11 @@ def trained_from(run: Run, origin: Mapping[str, Any]) -> Trained:
     without_labels = Mufin(model.encoder, model.cross_attention, LabelClassifiers(1, network.dimension, False))
     folded = fold_spectral_norm(without_labels)
     folded.classifiers = model.classifiers.eval()
+    combined = None
+    if run.evidence is not None and run.combination is not None:
+        combined = run.evidence, run.combination
     return Trained(
-        folded, run.config, run.input_spec, run.score_spec, run.tokenizer_json, run.facts, run.metrics, origin
+        folded, run.config, run.input_spec, run.score_spec, run.tokenizer_json, run.facts, run.metrics, combined, origin
     )
 
 

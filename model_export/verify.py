@@ -16,7 +16,9 @@ import torch
 from model_export.encoded_labels import EncodedLabels
 from model_export.label_records import RecordType
 from mufin.catalogue import Item
+from mufin.combination import Combination, candidate_features
 from mufin.errors import BundleError
+from mufin.evidence import Evidence, ProductEvidence
 from mufin.golden import Golden, Parity
 from mufin.inputs import FloatArray, Int64Array, normalise_title
 from mufin.manifest import Tolerances
@@ -35,14 +37,24 @@ _RECORD_DIFFERENCE: dict[RecordType, float] = {"float32": 1e-4, "float16": 3e-3,
 _RECORD_AGREEMENT: dict[RecordType, float] = {"float32": 1.0, "float16": 0.9, "int8": 0.8}
 # An approximate index finds .95 of the shortlist on average; a single product may miss more.
 _APPROXIMATE_AGREEMENT = 0.8
+# In logits of the combination.
+_COMBINED_DIFFERENCE: dict[RecordType, float] = {"float32": 0.05, "float16": 0.5, "int8": 2.0}
+_COMBINED_AGREEMENT = 0.9
 
 
-def tolerances_for(index: str, number: RecordType) -> Tolerances:
-    """How far a bundle of this kind may lie from torch."""
+def tolerances_for(index: str, number: RecordType, combination: bool = False) -> Tolerances:
+    """How far a bundle of this kind may lie from torch.
+
+    A combination works on places and ratios within the candidates, which two nearly equal scores may exchange.
+    """
     agreement = _EXACT.top_k_agreement
     agreement = min(agreement, _APPROXIMATE_AGREEMENT if index != "exact" else 1.0)
     agreement = min(agreement, _RECORD_AGREEMENT[number])
-    return Tolerances(_EXACT.encoder_difference, _RECORD_DIFFERENCE[number], agreement)
+    ranking = None
+    if combination:
+        agreement = min(agreement, _COMBINED_AGREEMENT)
+        ranking = _COMBINED_DIFFERENCE[number]
+    return Tolerances(_EXACT.encoder_difference, _RECORD_DIFFERENCE[number], ranking, agreement)
 
 
 def golden_items(products: Sequence[Item], max_images: int) -> list[Item]:
@@ -63,9 +75,11 @@ def golden_items(products: Sequence[Item], max_images: int) -> list[Item]:
 @torch.no_grad()
 def compute_golden(
     model: Mufin, items: Sequence[Item], arrays: ItemArrays, label_arrays: Callable[[Int64Array], ItemArrays],
-    labels: EncodedLabels, spec: ScoreSpec,
+    labels: EncodedLabels, spec: ScoreSpec, combined: tuple[Evidence, Combination] | None = None,
 ) -> Golden:  # fmt: skip
     """Expected output of every stage for ``items`` (``arrays`` holds the same, in order), by torch on the CPU.
+
+    ``combined``: shortlists hold what evidence speaks for, too, and the combination makes the final scores.
 
     ``label_arrays``: (N,) labels -> their arrays; asked once, for the labels of all shortlists.
     """
@@ -79,8 +93,25 @@ def compute_golden(
         image_vectors = encoder.image(torch.from_numpy(pixels)).numpy()
     attended, mask, embedding = encode_batch(encoder, arrays.batch(np.arange(len(items))), device)
     found, cosines = _exact_shortlist(embedding.numpy(), labels, spec)
+    evidence: list[ProductEvidence] = []
+    if combined is not None:
+        evidence = [
+            combined[0].of(own, combined[0].words.row(item.title) if has_title else None)
+            for own, item, has_title in zip(embedding.numpy(), items, arrays.has_title, strict=True)
+        ]
+        found, cosines = _with_candidates(found, cosines, evidence, embedding.numpy(), labels)
     classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
     alpha = np.float32(spec.fusion_weight)
+    fused = np.asarray(alpha * classifier + (1 - alpha) * cosines, dtype=np.float32)
+    for row, own in enumerate(evidence):
+        assert combined is not None
+        n = int((found[row] >= 0).sum())
+        pictured = arrays.image_offsets[row + 1] > arrays.image_offsets[row]
+        features = candidate_features(
+            found[row, :n], cosines[row, :n], classifier[row, :n], own, combined[0].frequency,
+            bool(arrays.has_title[row]), bool(pictured),
+        )  # fmt: skip
+        fused[row, :n] = combined[1](features)
     return Golden(
         titles=[item.title for item in items],
         has_title=np.asarray(arrays.has_title),
@@ -94,7 +125,7 @@ def compute_golden(
         embeddings=embedding.numpy(),
         shortlist=(found, cosines),
         classifier=classifier,
-        fused=np.asarray(alpha * classifier + (1 - alpha) * cosines, dtype=np.float32),
+        fused=fused,
     )
 
 
@@ -113,12 +144,31 @@ def _exact_shortlist(embeddings: FloatArray, labels: EncodedLabels, spec: ScoreS
     return best, scores
 
 
+def _with_candidates(
+    found: Int64Array, cosines: FloatArray, evidence: Sequence[ProductEvidence], embeddings: FloatArray,
+    labels: EncodedLabels,
+) -> tuple[Int64Array, FloatArray]:  # fmt: skip
+    """Shortlists (G, K) with the labels that evidence speaks for, by falling cosine, padded with -1 and 0."""
+    rows = []
+    for own, near, query, seen in zip(found, cosines, embeddings, evidence, strict=True):
+        more = np.setdiff1d(seen.candidates(), own)
+        names = np.concatenate([own, more])
+        scores = np.concatenate([near, np.asarray(labels.embeddings[more]) @ query]).astype(np.float32)
+        order = np.lexsort((names, -scores))
+        rows.append((names[order], scores[order]))
+    width = max(len(names) for names, _ in rows)
+    padded = np.full((len(rows), width), -1, dtype=np.int64), np.zeros((len(rows), width), dtype=np.float32)
+    for place, (names, scores) in enumerate(rows):
+        padded[0][place, : len(names)], padded[1][place, : len(scores)] = names, scores
+    return padded
+
+
 def _classifier_scores(
     model: Mufin, bags: torch.Tensor, masks: torch.Tensor, label_arrays: Callable[[Int64Array], ItemArrays],
     labels: EncodedLabels, found: Int64Array,
 ) -> FloatArray:  # fmt: skip
     """(G, K) scores of the shortlists ``found`` (G, K), whose labels are encoded anew."""
-    distinct, inverse = np.unique(found, return_inverse=True)
+    distinct, inverse = np.unique(np.maximum(found, 0), return_inverse=True)  # padding is scored for nothing
     encoded = encode_items(model.encoder, label_arrays(distinct), None, _LABELS_AT_ONCE, torch.device("cpu"))
     label_bags, label_masks = torch.from_numpy(np.asarray(encoded.bags)), torch.from_numpy(encoded.mask)
     scores = np.zeros(found.shape, dtype=np.float32)

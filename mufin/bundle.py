@@ -17,7 +17,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from mufin.combination import COMBINATION_FILE, Combination, read_combination
 from mufin.errors import BundleError, TrainingError
+from mufin.evidence import EVIDENCE_FILE, Evidence, read_evidence
 from mufin.inputs import InputSpec, Int64Array
 from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, LabelFile
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, Exclusions, FilterIndex, write_arrays
@@ -77,6 +79,9 @@ class Bundle:
     """Labels searched exactly beside an approximate index, ascending."""
     removed: Int64Array
     """Tombstones: labels that are never returned, ascending."""
+    evidence: Evidence | None = None
+    """Training products and title words; with ``combination``, or neither"""
+    combination: Combination | None = None
 
     def path(self, name: str) -> Path:
         """Where one of the bundle's files lies."""
@@ -214,7 +219,11 @@ def open_bundle(folder: Path, verify: Verify = "full") -> Bundle:
 
 
 def _open_files(folder: Path, manifest: Manifest) -> Bundle:
+    sizes = manifest.sizes
+    evidence = read_evidence(folder / EVIDENCE_FILE, sizes.dimension, sizes.labels) if sizes.combination else None
     return Bundle(
+        evidence=evidence,
+        combination=read_combination(folder / COMBINATION_FILE) if sizes.combination else None,
         folder=folder,
         manifest=manifest,
         tokenizer_definition=(folder / TOKENIZER_FILE).read_text(encoding="utf-8"),
@@ -243,6 +252,7 @@ def _read_cross_attention(path: Path) -> CrossAttention:
 def _check_presence(folder: Path, manifest: Manifest) -> None:
     required = _ALWAYS | ({CROSS_FILE} if manifest.sizes.cross_attention else set())
     required |= set(manifest.sizes.encoders.int8_files)
+    required |= {EVIDENCE_FILE, COMBINATION_FILE} if manifest.sizes.combination else set()
     required |= {VECTORS_FILE} if manifest.sizes.index != "exact" else set()
     unlisted = sorted(required - set(manifest.files))
     if unlisted:

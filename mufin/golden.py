@@ -20,6 +20,9 @@ from mufin.inputs import BoolArray, FloatArray, Int64Array, Uint8Array
 from mufin.label_filters import pack_json, unpack_json, write_arrays
 from mufin.manifest import Encoders, Tolerances
 
+_INT8_COMBINED = 2.0
+"""How far int8 vectors may move a combined score, whose unit is a logit; the order of the first ten is held as ever."""
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -167,12 +170,15 @@ def _score_stages(
     near, classifier, needed = (
         tolerances.encoder_difference, tolerances.classifier_difference, tolerances.top_k_agreement,
     )  # fmt: skip
-    ties = (near, classifier)
+    ranked = tolerances.ranking_difference if tolerances.ranking_difference is not None else classifier
+    ties = (near, ranked)
     if int8:
         # Unit vectors of cosine c lie sqrt(2 (1 - c)) apart, and no score of a unit label moves by more.
         near = max(near, (2.0 * (1.0 - tolerances.int8_cosine)) ** 0.5)
         classifier, needed = max(classifier, near), min(needed, tolerances.int8_top_k_agreement)
-        ties = (max(ties[0], tolerances.int8_tie), max(ties[1], tolerances.int8_tie))
+        ranked = classifier if tolerances.ranking_difference is None else max(ranked, _INT8_COMBINED)
+        tie = tolerances.int8_tie if tolerances.ranking_difference is None else _INT8_COMBINED
+        ties = (max(ties[0], tolerances.int8_tie), max(ties[1], tie))
     wanted = [Ranked(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
     scores = [own[: len(w.labels)] for own, w in zip(golden.classifier, wanted, strict=True)]
     fused = [_sorted(w.labels, own[: len(w.labels)]) for own, w in zip(golden.fused, wanted, strict=True)]
@@ -180,7 +186,7 @@ def _score_stages(
     return (
         StageParity("shortlist", shortlist, near, agreement(results.shortlists, wanted, golden.k, ties[0]), needed),
         StageParity("classifier", _difference(results.classifier, scores), classifier, None, None),
-        StageParity("ranking", ranking, classifier, agreement(results.rankings, fused, golden.k, ties[1]), needed),
+        StageParity("ranking", ranking, ranked, agreement(results.rankings, fused, golden.k, ties[1]), needed),
     )
 
 

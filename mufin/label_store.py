@@ -62,6 +62,10 @@ class BundleLabelStore:
             return None
         return self._bundle.records.untrained(labels)
 
+    def removed(self, labels: Int64Array) -> BoolArray:
+        """(N,) bool of (N,) labels: which have a tombstone."""
+        return np.asarray(np.isin(labels, self._bundle.removed), dtype=np.bool_)
+
     def memory(self) -> dict[str, MemoryUse]:
         """Bytes of each large part of the label side, by its file's name."""
         records = self._bundle.records

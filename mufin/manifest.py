@@ -113,6 +113,8 @@ class BundleSizes:
     """Of the labels: how many have a tombstone and are never returned."""
     untrained: int = 0
     """Of the labels: how many were added without training."""
+    combination: bool = False
+    """Whether scores are joined by a learned combination with evidence, instead of by the fusion weight."""
 
     def __post_init__(self) -> None:
         if not self.index_candidates >= 1:
@@ -135,6 +137,8 @@ class Tolerances:
     """Largest absolute difference of title, image, bag and embedding vectors and of shortlist scores."""
     classifier_difference: float = 1e-4
     """The same of classifier and fused scores; float16 and int8 records need more."""
+    ranking_difference: float | None = None
+    """The same of final scores where a learned combination makes them; None: as of classifier scores."""
     top_k_agreement: float = 1.0
     """Least share of the first ten that torch ranks there, too, ties allowed; approximate indexes need less."""
     int8_cosine: float = 0.99

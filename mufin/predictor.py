@@ -6,7 +6,7 @@ Knows no network, no request and no file layout. Each stage is public and batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from mufin.bundle import Bundle, Verify, open_bundle
+from mufin.combination import candidate_features
 from mufin.errors import InputError
+from mufin.evidence import ProductEvidence
 from mufin.golden import GoldenResults, Parity, Ranked, compare, read_golden
 from mufin.graphs import Device, EncoderGraphs
 from mufin.inputs import (
@@ -41,6 +43,7 @@ from mufin.scoring import (
     fuse,
     top_k,
 )
+from mufin.title_words import SparseRow
 
 __all__ = [
     "Label",
@@ -82,6 +85,9 @@ class LabelStore(Protocol):
     def untrained(self, labels: Int64Array) -> BoolArray | None:
         """(N,) bool of (N,) labels: which were added without training; None: there is no such label at all."""
 
+    def removed(self, labels: Int64Array) -> BoolArray:
+        """(N,) bool of (N,) labels: which are never returned any more."""
+
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) unit length, in the order of ``labels``."""
 
@@ -117,6 +123,8 @@ class ProductBag:
     embedding: FloatArray
     """(D,) unit length"""
     has_title: bool
+    words: SparseRow | None = None
+    """Of the title, where the bundle's combination looks at them"""
 
     @property
     def modality(self) -> Modality:
@@ -134,6 +142,8 @@ class Shortlist:
     """(n,) best first"""
     scores: FloatArray
     """(n,) cosines"""
+    evidence: ProductEvidence | None = None
+    """What the bundle's combination knows beside the network; labels it speaks for are among ``labels``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +215,13 @@ class Predictor:
             vectors[block] = self._graphs.images(np.ascontiguousarray(pixels[block]))
         return vectors
 
-    def bag(self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None]) -> list[ProductBag]:
+    def bag(
+        self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None],
+        titles: Sequence[str] | None = None,
+    ) -> list[ProductBag]:  # fmt: skip
         """Vectors of B products -> their bags, in one call. image_vectors: (I, D) each; a title may be None.
 
-        Raises InputError for a product with neither.
+        ``titles``: the same as text, for the words that a learned combination looks at. Raises InputError for a product with neither.
         """
         if not image_vectors:
             return []
@@ -224,7 +237,15 @@ class Predictor:
         used = mask.any(axis=0)  # a title slot that nobody fills is not worth computing
         bag, mask = np.ascontiguousarray(bag[:, used]), np.ascontiguousarray(mask[:, used])
         attended, embeddings = self._graphs.bags(bag, mask)
-        return [ProductBag(attended[i][mask[i]], embeddings[i], has_title[i]) for i in range(len(mask))]
+        words = self._title_words(has_title, titles)
+        return [ProductBag(attended[i][mask[i]], embeddings[i], has_title[i], words[i]) for i in range(len(mask))]
+
+    def _title_words(self, has_title: Sequence[bool], titles: Sequence[str] | None) -> list[SparseRow | None]:
+        evidence = self._bundle.evidence
+        if evidence is None or titles is None:
+            return [None] * len(has_title)
+        pairs = zip(has_title, titles, strict=True)
+        return [evidence.words.row(title) if present else None for present, title in pairs]
 
     def embed(self, titles: Sequence[str], pixels: Sequence[Uint8Array]) -> list[ProductBag]:
         """Titles ("" for none) and pixels (I, side, side, 3) of B products -> their bags.
@@ -237,7 +258,7 @@ class Predictor:
         for position, row in enumerate(rows):
             title_vectors[row] = encoded[position]
         used = [own[: self.input_spec.max_images] for own in pixels]
-        return self.bag(self._encode_image_lists(used), title_vectors)
+        return self.bag(self._encode_image_lists(used), title_vectors, titles)
 
     def _encode_image_lists(self, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
         counts = [len(own) for own in pixels]
@@ -270,7 +291,7 @@ class Predictor:
 
     def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
         """One product's shortlist and its classifier scores -> the k best by the fused score."""
-        fused = fuse(self.score_spec, classifier, shortlist.scores)
+        fused = self._fused(bag, shortlist, classifier)
         untrained = self.labels.untrained(shortlist.labels)
         if untrained is not None:
             fused = as_trained(self.score_spec, bag.modality, fused, shortlist.scores, untrained)
@@ -282,6 +303,16 @@ class Predictor:
             shortlist_scores=shortlist.scores[best],
             classifier_scores=classifier[best],
         )
+
+    def _fused(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray) -> FloatArray:
+        evidence, combination = self._bundle.evidence, self._bundle.combination
+        if combination is None or evidence is None or shortlist.evidence is None:
+            return fuse(self.score_spec, classifier, shortlist.scores)
+        features = candidate_features(
+            shortlist.labels, shortlist.scores, classifier, shortlist.evidence, evidence.frequency, bag.has_title,
+            len(bag.slots) > bag.has_title,
+        )  # fmt: skip
+        return combination(features)
 
     def rank(
         self, bags: Sequence[ProductBag], k: int, allowed: BoolArray | None = None,
@@ -307,7 +338,27 @@ class Predictor:
         dropped = list(excluded) if excluded is not None else [np.zeros(0, dtype=np.int64)] * len(bags)
         longest = max(len(own) for own in dropped)
         found = self.shortlist(np.stack([bag.embedding for bag in bags]), allowed, size + longest)
-        return [_without(own, drop, size) for own, drop in zip(found, dropped, strict=True)]
+        kept = [_without(own, drop, size) for own, drop in zip(found, dropped, strict=True)]
+        if self._bundle.evidence is None:
+            return kept
+        return [self._with_evidence(*own, allowed) for own in zip(bags, kept, dropped, strict=True)]
+
+    def _with_evidence(
+        self, bag: ProductBag, shortlist: Shortlist, dropped: Int64Array, allowed: BoolArray | None
+    ) -> Shortlist:
+        """The labels that evidence speaks for among those of the shortlist, by falling cosine."""
+        assert self._bundle.evidence is not None
+        evidence = self._bundle.evidence.of(bag.embedding, bag.words)
+        more = np.setdiff1d(np.setdiff1d(evidence.candidates(), shortlist.labels), dropped)
+        more = more[~self.labels.removed(more)]
+        if allowed is not None:
+            more = more[allowed[more]]
+        if not len(more):
+            return replace(shortlist, evidence=evidence)
+        labels = np.concatenate([shortlist.labels, more])
+        scores = np.concatenate([shortlist.scores, self.labels.embeddings(more) @ bag.embedding])
+        order = np.lexsort((labels, -scores))
+        return Shortlist(labels[order], scores[order].astype(np.float32), evidence)
 
     def replay_golden(self) -> Parity:
         """Run the bundle's golden products through every stage and compare with what torch computed at export."""
@@ -316,8 +367,8 @@ class Predictor:
         titles = self.encode_titles(golden.titles)
         images = self.encode_images(golden.pixels)
         title_vectors = [titles[i] if golden.has_title[i] else None for i in range(len(titles))]
-        bags = self.bag(np.split(images, golden.image_offsets[1:-1]), title_vectors)
-        shortlists = self.shortlist(np.stack([b.embedding for b in bags]))
+        bags = self.bag(np.split(images, golden.image_offsets[1:-1]), title_vectors, golden.titles)
+        shortlists = self.shortlist_without(bags, 1)
         expected = [Shortlist(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
         results = GoldenResults(
             token_ids=tokens.ids,

@@ -95,7 +95,7 @@ class RunSubject:
 
     def rank(self, catalogue: Catalogue, split: str, unfiltered: bool, progress: Progress) -> SplitRankings:
         """Encodes everything; a second time for ``unfiltered``."""
-        from mufin.training.evaluation import rank_split
+        from mufin.training.split_ranking import rank_split
 
         if "train" not in catalogue.splits:
             raise CatalogueError(
@@ -158,7 +158,11 @@ class BundleSubject:
                 batch = slice(done, done + len(items))
                 for view, target in zip(views, found, strict=True):
                     dropped = [np.sort(to_bundle[view.row(row)]) for row in rows[batch]]
-                    for place, ranking in enumerate(self._predictor.rank(bags, k, excluded=dropped), start=done):
+                    # All candidates, not the best k of them: the shortlist's and the classifier's own order is wanted, too.
+                    shortlists = self._predictor.shortlist_without(bags, k, excluded=dropped)
+                    scores = self._predictor.rerank(bags, shortlists)
+                    for place, own in enumerate(zip(bags, shortlists, scores, strict=True), start=done):
+                        ranking = self._predictor.fuse(*own, len(own[1].labels))
                         _place(target, place, ranking, to_catalogue)
                 done += len(items)
                 progress(f"ranking {split}", done, len(rows))

@@ -55,7 +55,10 @@ class Model(Protocol):
     def encode_titles(self, titles: Sequence[str]) -> FloatArray: ...
     def encode_images(self, pixels: Uint8Array) -> FloatArray: ...
     def bag(
-        self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None]
+        self,
+        image_vectors: Sequence[FloatArray],
+        title_vectors: Sequence[FloatArray | None],
+        titles: Sequence[str] | None = None,
     ) -> list[ProductBag]: ...
     def shortlist_without(
         self,

@@ -41,6 +41,8 @@ class ShortlistJob:
     title_vector: FloatArray | None
     """(D,)"""
     rules: Rules
+    title: str = ""
+    """As text, for the words that a learned combination looks at"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ class Ranker:
         return await self._queue.submit(self._choose, job)
 
     def _run_shortlist(self, jobs: Sequence[ShortlistJob]) -> list[Shortlisted]:
-        bags = self._model.bag([job.image_vectors for job in jobs], [job.title_vector for job in jobs])
+        bags = self._model.bag(
+            [job.image_vectors for job in jobs], [job.title_vector for job in jobs], [job.title for job in jobs]
+        )
         groups: dict[str, list[int]] = {}
         for row, job in enumerate(jobs):
             groups.setdefault(json.dumps(job.rules.filters, sort_keys=True), []).append(row)

@@ -170,8 +170,9 @@ class Recommender:
         vectors = [vector for _, vector in prepared.images]
         stacked = np.stack(vectors) if vectors else np.zeros((0, self._model.dimension), dtype=np.float32)
         rules = Rules(request.k, request.product.id, request.exclude, request.plain_filter())
+        job = ShortlistJob(stacked, prepared.title, rules, usable_title(request.product.title))
         with timings.step("shortlist"):
-            found = await self._ranker.shortlist(ShortlistJob(stacked, prepared.title, rules))
+            found = await self._ranker.shortlist(job)
         left = deadline.remaining() - _ANSWER_SECONDS
         if left < _percentile_95(self._rerank_seconds):
             # Noted as if it would have fitted, so that a slow spell is forgotten and reranking tried again.

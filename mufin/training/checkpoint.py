@@ -10,7 +10,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mufin.combination import COMBINATION_FILE, Combination, read_combination, write_combination
 from mufin.errors import CheckpointError
+from mufin.evidence import EVIDENCE_FILE, Evidence, read_evidence, write_evidence
 from mufin.inputs import InputSpec
 from mufin.scoring import ScoreSpec
 from mufin.training.config import TrainConfig, config_from_json
@@ -58,6 +60,9 @@ class Run:
     facts: RunFacts
     metrics: Mapping[str, Any]
     """Of the validation split at the end: row -> metric -> value."""
+    evidence: Evidence | None = None
+    """With ``combination``, or neither."""
+    combination: Combination | None = None
 
 
 def hash_label_ids(ids: Sequence[str]) -> str:
@@ -81,7 +86,7 @@ def has_adapters(model: Mufin) -> bool:
 
 def save_run(
     folder: Path, model: Mufin, config: TrainConfig, score_spec: ScoreSpec, tokenizer_json: str, facts: RunFacts,
-    metrics: Mapping[str, Any], identity: str,
+    metrics: Mapping[str, Any], identity: str, combined: tuple[Evidence, Combination] | None = None,
 ) -> None:  # fmt: skip
     """Write ``folder``/model; ``run.json`` comes last and marks it whole. The resume state is removed then."""
     target = folder / MODEL_FOLDER
@@ -90,7 +95,12 @@ def save_run(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     atomic_write(target / "model.safetensors", lambda path: save_file(weights, str(path)))
     atomic_write(target / "tokenizer.json", lambda path: _write_text(path, tokenizer_json))
+    if combined is not None:
+        evidence, combination = combined
+        atomic_write(target / EVIDENCE_FILE, lambda path: write_evidence(path, evidence))
+        atomic_write(target / COMBINATION_FILE, lambda path: write_combination(path, combination))
     values = {
+        "combined": combined is not None,
         "config": config.to_json(),
         "score_spec": score_spec.to_json(),
         "text_backbone": model.encoder.text.backbone.config.to_dict(),
@@ -142,10 +152,15 @@ def load_run(folder: Path) -> Run:
             add_adapters(model, config.network.dropout, config.network.spectral_norm)
         model.load_state_dict(load_file(str(target / "model.safetensors")), strict=True)
         tokenizer_json = (target / "tokenizer.json").read_text(encoding="utf-8")
+        combined = bool(values["combined"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be read: {error}") from error
     score_spec = ScoreSpec.from_json(values["score_spec"])
-    return Run(model.eval(), config, config.inputs, score_spec, tokenizer_json, facts, values["metrics"])
+    found = Run(model.eval(), config, config.inputs, score_spec, tokenizer_json, facts, values["metrics"])
+    if not combined:
+        return found
+    evidence = read_evidence(target / EVIDENCE_FILE, config.network.dimension, facts.label_count)
+    return replace(found, evidence=evidence, combination=read_combination(target / COMBINATION_FILE))
 
 
 @dataclass

@@ -198,6 +198,18 @@ class RankerConfig:
 
 
 @dataclass(frozen=True)
+class CombinationConfig:
+    """The learned combination of all scores, with evidence from training products and title words (docs/training.md)."""
+
+    folds: int = 0
+    """Networks trained without a part of the training products, to learn the combination from; each costs as much as
+    the training itself. 0: no combination, scores are fused by one weight."""
+
+    def __post_init__(self) -> None:
+        _require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run. Frozen, saved with every checkpoint."""
 
@@ -219,6 +231,8 @@ class TrainConfig:
         batch_size=200, encoder_learning_rate=1e-5, cross_learning_rate=1e-4, classifier_learning_rate=1e-3
     )
     """Module 4 end to end."""
+    combination: CombinationConfig = CombinationConfig()
+    """How scores are joined."""
     seed: int = 22
     """Of everything random."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -1,27 +1,26 @@
-"""Ranking a split with the network in torch: the figures of a run.
+"""Shortlists and classifier scores of the network in torch.
 
-Knows no optimiser. A bundle's figures come from ``mufin.predictor`` instead; the two are compared by the export.
+Knows no optimiser, and no evidence beside the network. A bundle's figures come from ``mufin.predictor`` instead; the two are compared by the export.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from mufin.catalogue import Catalogue, Relevance, forbidden_pairs
+from mufin.catalogue import Catalogue, Relevance
 from mufin.errors import CheckpointError
-from mufin.inputs import FloatArray, Int64Array, TitleTokenizer
+from mufin.inputs import FloatArray, Int64Array
 from mufin.scoring import ScoreSpec
-from mufin.training.checkpoint import Run, hash_label_ids, load_run
+from mufin.training.checkpoint import Run, hash_label_ids
 from mufin.training.config import ShortlistConfig
 from mufin.training.encode import EncodedItems, encode_items
-from mufin.training.item_arrays import ItemArrays, prepare
+from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import Mufin
-from mufin.training.progress import Reporter
 from mufin.training.shortlist import LabelSearch
 
 _PAIRS_AT_ONCE = 40_000
@@ -47,6 +46,8 @@ class Candidates:
     """(N, K)"""
     classifier_scores: FloatArray
     """(N, K)"""
+    combined: FloatArray | None = None
+    """(N, K) scores of the learned combination, which then rule the full ranking"""
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,17 @@ def encode_labels(
 
 @torch.no_grad()
 def score_candidates(
-    model: Mufin, products: EncodedItems, labels: EncodedLabels, forbidden: Relevance, size: int, device: torch.device
-) -> Candidates:
-    """Shortlist and rerank N encoded products; ``forbidden`` (N, L) labels are left out before the cut to ``size``."""
+    model: Mufin, products: EncodedItems, labels: EncodedLabels, forbidden: Relevance, size: int, device: torch.device,
+    extra: Sequence[Int64Array] | None = None,
+) -> Candidates:  # fmt: skip
+    """Shortlist and rerank N encoded products; ``forbidden`` (N, L) labels are left out before the cut to ``size``.
+
+    ``extra``: further labels of each product that are reranked, too, unless forbidden.
+    """
     model.eval()
     found, scores = search_allowed(labels.search, products.embeddings, forbidden, size)
+    if extra is not None:
+        found, scores = _widened(found, scores, extra, forbidden, products.embeddings, labels.items.embeddings)
     classifier = np.full(scores.shape, -np.inf, dtype=np.float32)
     step = max(1, _PAIRS_AT_ONCE // max(1, found.shape[1]))
     for start in range(0, len(found), step):
@@ -120,6 +127,25 @@ def search_allowed(
     return kept_labels, kept_scores
 
 
+def _widened(
+    found: Int64Array, scores: FloatArray, extra: Sequence[Int64Array], forbidden: Relevance, queries: FloatArray,
+    embeddings: FloatArray,
+) -> tuple[Int64Array, FloatArray]:  # fmt: skip
+    """Shortlists (N, K) with ``extra`` labels among them, by falling cosine, padded -1."""
+    added = [
+        np.setdiff1d(np.setdiff1d(own, row), forbidden.row(i)) for i, (own, row) in enumerate(zip(extra, found, strict=True))
+    ]  # fmt: skip
+    width = max((len(own) for own in added), default=0)
+    more = np.full((len(found), width), -1, dtype=np.int64)
+    cosines = np.full((len(found), width), -np.inf, dtype=np.float32)
+    for row, own in enumerate(added):
+        more[row, : len(own)] = own
+        cosines[row, : len(own)] = embeddings[own] @ queries[row]
+    ordered = order_by(np.concatenate([scores, cosines], axis=1), np.concatenate([found, more], axis=1))
+    used = int((ordered[0] >= 0).sum(axis=1).max(initial=0))
+    return ordered[0][:, :used], ordered[1][:, :used]
+
+
 def order_by(scores: FloatArray, labels: Int64Array) -> tuple[Int64Array, FloatArray]:
     """Labels of every row by falling score, ties by label index, padding (-1) last."""
     order = np.lexsort((labels, -np.where(labels >= 0, scores, -np.inf)))
@@ -131,31 +157,12 @@ def rank_candidates(candidates: Candidates, products: Int64Array, spec: ScoreSpe
     alpha = np.float32(spec.fusion_weight)
     with np.errstate(invalid="ignore"):
         fused = alpha * candidates.classifier_scores + (np.float32(1) - alpha) * candidates.shortlist_scores
+    if candidates.combined is not None:
+        fused = candidates.combined
     fused = np.where(candidates.labels >= 0, fused, -np.inf).astype(np.float32)
     by = {"shortlist": candidates.shortlist_scores, "classifier": candidates.classifier_scores, "full": fused}
     ordered = {name: order_by(scores, candidates.labels) for name, scores in by.items()}
     return RankedSplit(products, {n: o[0] for n, o in ordered.items()}, {n: o[1] for n, o in ordered.items()})
-
-
-def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size: int | None = None) -> RankedSplit:
-    """Rank a catalogue's split with a finished run. Raises CheckpointError when the labels are others."""
-    run = load_run(run_path)
-    check_labels(run, catalogue)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run.model.to(device)
-    tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
-    rows = catalogue.splits[split].products
-    with TemporaryDirectory() as folder, Reporter() as reporter:
-        products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step)
-        frequency = catalogue.splits["train"].relevance.label_frequency()
-        size = run.config.encode_batch_size
-        bags = Path(folder) / "bags.npy"
-        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device, bags)
-        queries = encode_items(run.model.encoder, products, rows, size, device)
-        forbidden = forbidden_pairs(catalogue).select(rows)
-        wanted = shortlist_size or run.score_spec.shortlist_size
-        candidates = score_candidates(run.model, queries, encoded, forbidden, wanted, device)
-    return rank_candidates(candidates, rows, run.score_spec)
 
 
 def check_labels(run: Run, catalogue: Catalogue) -> None:

@@ -35,6 +35,7 @@ from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
     embed_items,
 )
+from mufin.training.folds import FOLDS_FOLDER, Titles, train_folds
 from mufin.training.item_arrays import prepare
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
 from mufin.training.memory import out_of_memory_explained
@@ -83,8 +84,11 @@ def train(
         reporter.say(f"{folder} is finished already")
         if workers.is_main:
             shutil.rmtree(folder / "cache", ignore_errors=True)
+            shutil.rmtree(folder / FOLDS_FOLDER, ignore_errors=True)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
+    if config.combination.folds:
+        train_folds(catalogue, config, folder, lambda part, own, to: train(part, own, to, reporter, workers, device))
     resumed = load_state(folder, identity)
     workers.wait()  # nobody writes before all have read
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
@@ -124,10 +128,12 @@ def train(
                     cache,
                     here,
                 )
-        metrics = finish(session, data, tokenizer_json, facts, cache)
+        titles = Titles.of(catalogue, config) if config.combination.folds else None
+        metrics = finish(session, data, tokenizer_json, facts, cache, titles)
     workers.wait()
     if workers.is_main:
         shutil.rmtree(folder / "cache")
+        shutil.rmtree(folder / FOLDS_FOLDER, ignore_errors=True)
     return metrics
 
 
@@ -277,18 +283,26 @@ def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: b
     return shortlists
 
 
-def finish(session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path) -> dict[str, Any]:
-    """Re-index with the final encoder, choose fusion weight and calibration on validation, save the run."""
-    fitted = fit_scores(session, data, cache / "bags.npy")
+def finish(
+    session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path, titles: Titles | None
+) -> dict[str, Any]:
+    """Re-index with the final encoder, choose fusion and calibration on validation, save the run.
+
+    ``titles``: the folds were trained, and a combination is learned from them.
+    """
+    fitted = fit_scores(session, data, cache / "bags.npy", titles=titles)
+    combined, learned = None, fitted.combiner
+    if learned is not None and learned.combination is not None:
+        combined = learned.evidence, learned.combination
     rows = {name: fitted.metrics[name] for name in ("shortlist", "classifier", "full")}
     session.log(
         module="finish", fusion_weight=fitted.spec.fusion_weight, fusion_curve=fitted.fusion_curve, metrics=rows,
-        calibration=fitted.metrics["calibration"],
+        calibration=fitted.metrics["calibration"], combination=fitted.metrics.get("combination"),
     )  # fmt: skip
     if session.workers.is_main:
         save_run(
             session.folder, session.model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
-            session.identity,
+            session.identity, combined,
         )  # fmt: skip
         draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
     return fitted.metrics

@@ -16,6 +16,7 @@ from mufin.inputs import BoolArray, Int64Array
 from mufin.metrics import score_rows
 from mufin.scoring import Modality, ScoreSpec
 from mufin.training.calibration import Outcomes, outcomes_of
+from mufin.training.combining import Combiner, combined_candidates
 from mufin.training.encode import (
     embed_items,
     encode_items,
@@ -82,17 +83,32 @@ def all_labels(session: Session, data: TrainingData, bags: Path) -> EncodedLabel
 
 
 def score_products(
-    session: Session, data: TrainingData, products: ItemArrays, rows: Int64Array, labels: EncodedLabels
-) -> Candidates:
-    """``rows`` of ``products`` against encoded labels; ``products`` may be the data's with a modality left out."""
+    session: Session, data: TrainingData, products: ItemArrays, rows: Int64Array, labels: EncodedLabels,
+    combiner: Combiner | None = None,
+) -> Candidates:  # fmt: skip
+    """``rows`` of ``products`` against encoded labels; ``products`` may be the data's with a modality left out.
+
+    ``combiner``: adds what evidence speaks for, and combined scores.
+    """
     config, model, device = session.config, session.model, session.device
     queries = encode_items(model.encoder, products, rows, config.encode_batch_size, device)
     wanted = min(config.shortlist.size, len(data.labels))
+    if combiner is not None:
+        pictured = np.diff(products.image_offsets)[rows] > 0
+        return combined_candidates(
+            model, queries, rows, products.has_title[rows], pictured, labels, data.forbidden.select(rows), wanted,
+            device, combiner,
+        ).candidates  # fmt: skip
     return score_candidates(model, queries, labels, data.forbidden.select(rows), wanted, device)
 
 
 def outcomes_by_modality(
-    session: Session, data: TrainingData, labels: EncodedLabels, ranked: RankedSplit, spec: ScoreSpec
+    session: Session,
+    data: TrainingData,
+    labels: EncodedLabels,
+    ranked: RankedSplit,
+    spec: ScoreSpec,
+    combiner: Combiner | None = None,
 ) -> dict[Modality, Outcomes]:
     """What comes of the validation products that have title and images, of titles alone, of images alone.
 
@@ -113,7 +129,8 @@ def outcomes_by_modality(
         if (having == nothing_to_leave_out).all():
             own, scores = ranked.rows["full"][places], ranked.scores["full"][places]
         else:
-            again = rank_candidates(score_products(session, data, left, rows[places], labels), rows[places], spec)
+            scored = score_products(session, data, left, rows[places], labels, combiner)
+            again = rank_candidates(scored, rows[places], spec)
             own, scores = again.rows["full"], again.scores["full"]
         found[modality] = outcomes_of(own, scores, data.valid, places)
     return found

@@ -28,8 +28,8 @@ from mufin.inputs import decode_image
 from mufin.manifest import FileEntry, hash_file, read_manifest
 from mufin.predictor import Predictor, open_predictor
 from mufin.scoring import LabelFold
-from mufin.training.evaluation import rank_split
 from mufin.training.progress import Reporter
+from mufin.training.split_ranking import rank_split
 
 QUIET = Reporter(quiet=True)
 ROOT = Path(__file__).parents[2]

@@ -82,6 +82,9 @@ class MemoryLabels:
     def reranker(self, attention: CrossAttention | None) -> Reranker:
         return GatheredReranker(self.records, attention)
 
+    def removed(self, labels: Int64Array) -> BoolArray:
+        return np.zeros(len(labels), dtype=np.bool_)
+
     def embeddings(self, labels: Int64Array) -> FloatArray:
         return self._vectors[labels]
 
@@ -148,6 +151,8 @@ class MemoryModel:
     """Makes reranking slow."""
     title_batches: list[int] = field(default_factory=list)
     image_batches: list[int] = field(default_factory=list)
+    titles_seen: list[str] = field(default_factory=list)
+    """As text, where bags are made."""
 
     def __post_init__(self) -> None:
         identity = np.eye(DIMENSION, dtype=np.float32) / np.float32(DIMENSION**0.5)
@@ -165,7 +170,13 @@ class MemoryModel:
         self.image_batches.append(len(pixels))
         return np.stack([image_vector(own) for own in pixels])
 
-    def bag(self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None]) -> list[ProductBag]:
+    def bag(
+        self,
+        image_vectors: Sequence[FloatArray],
+        title_vectors: Sequence[FloatArray | None],
+        titles: Sequence[str] | None = None,
+    ) -> list[ProductBag]:
+        self.titles_seen += titles or []
         bags = []
         for images, title in zip(image_vectors, title_vectors, strict=True):
             slots = np.concatenate([images, title[None]]) if title is not None else images

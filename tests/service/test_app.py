@@ -128,6 +128,19 @@ async def test_nothing_is_computed_or_fetched_twice() -> None:
         assert "fetch" not in again["timings_ms"]
 
 
+async def test_the_title_reaches_ranking_as_text_too() -> None:
+    """A learned combination looks at its words, also where the vector came from the cache; none is an empty text."""
+    model = MemoryModel(shop())
+    async with picture_server() as pictures, running(model, fetch_trusted_origins=(pictures.origin,)) as (client, _):
+        pictures.serve("/a.png", picture("red"))
+        await _ask(client, product={"title": "Red shoes"})
+        await _ask(client, product={"title": "Red  shoes"})
+        await _ask(client, product={"images": [f"{pictures.origin}/a.png"]})
+        assert len(model.title_batches) == 1
+        assert [title.split() for title in model.titles_seen if title] == [["Red", "shoes"]] * 2
+        assert model.titles_seen[-1] == ""
+
+
 async def test_a_stale_url_is_asked_again_with_its_tag() -> None:
     """304 spares the transfer, and the embedding is still known."""
     model = MemoryModel(shop())

@@ -20,9 +20,9 @@ from mufin.errors import CheckpointError, ConfigError, TrainingError
 from mufin.training.checkpoint import load_run
 from mufin.training.config import TrainConfig, build_config
 from mufin.training.disk import allocate, atomic_write
-from mufin.training.evaluation import rank_split
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
 
 TINY = [

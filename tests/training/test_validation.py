@@ -15,12 +15,13 @@ from mufin.inputs import TitleTokenizer
 from mufin.scoring import Modality
 from mufin.training.calibration import Outcomes
 from mufin.training.checkpoint import load_run
-from mufin.training.evaluation import rank_candidates, rank_split
+from mufin.training.evaluation import rank_candidates
 from mufin.training.item_arrays import prepare
 from mufin.training.loop import Session
 from mufin.training.preparation import training_data
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
 from mufin.training.validation import all_labels, outcomes_by_modality, score_products
 from mufin.training.workers import Workers
 from tests.catalogue_factory import make_tiny_catalogue

@@ -1,0 +1,129 @@
+"""The learned combination: every score that is known of a candidate label becomes one number.
+
+Knows no network and no files but its own. A small perceptron over standardised features of one product's candidates,
+kept as plain arrays. Features are seen within the product's own candidates (ratio to the best, place, distance from
+the leading ones), because scores of two products are not on one scale.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mufin.errors import BundleError
+from mufin.evidence import ProductEvidence
+from mufin.inputs import FloatArray, Int64Array
+from mufin.label_filters import write_arrays
+
+COMBINATION_FILE = "combination.npz"
+
+SCORERS = (
+    "shortlist", "classifier", "products_near", "products_wide", "words_near", "words_wide", "title_match",
+)  # fmt: skip
+VIEWS = ("score", "ratio", "place", "distance")
+PRODUCT_FEATURES = ("best_product", "best_words", "has_title", "has_images")
+LABEL_FEATURES = ("log_frequency", "never_trained")
+FEATURES = (
+    *(f"{scorer}.{view}" for scorer in SCORERS for view in VIEWS), *LABEL_FEATURES, *PRODUCT_FEATURES,
+)  # fmt: skip
+"""(F,) names, in order"""
+_LEADING = 50
+"""Candidates whose mean and spread a score's distance is taken from."""
+_WIDEST = 20.0
+
+
+def candidate_features(
+    labels: Int64Array, shortlist: FloatArray, classifier: FloatArray, evidence: ProductEvidence,
+    frequency: Int64Array, has_title: bool, has_images: bool,
+) -> FloatArray:  # fmt: skip
+    """(n, F) features of one product's n candidates. ``frequency``: (L,) training products of each label.
+
+    Labels beyond the evidence's, added without training, have no votes and no frequency.
+    """
+    known = np.minimum(labels, len(evidence.title_cosines) - 1)
+    match = np.where(labels < len(evidence.title_cosines), evidence.title_cosines[known], np.float32(0))
+    scores = np.stack(
+        [
+            shortlist, classifier, evidence.by_embedding_near.of(labels), evidence.by_embedding_wide.of(labels),
+            evidence.by_words_near.of(labels), evidence.by_words_wide.of(labels), match,
+        ]
+    )  # fmt: skip
+    own = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
+    columns = [*_views(scores.astype(np.float32)), np.log1p(own), own == 0]
+    whole = (evidence.best_embedding, evidence.best_words, float(has_title), float(has_images))
+    columns += [np.full(len(labels), value) for value in whole]
+    return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
+
+
+def _views(scores: FloatArray) -> list[FloatArray]:
+    """(scorers, n) -> scorers x views columns (n,). Equal scores share a place, so that order of input says nothing."""
+    ordered = -np.sort(-scores, axis=1)
+    leading = ordered[:, :_LEADING]
+    mean, spread = leading.mean(axis=1, keepdims=True), leading.std(axis=1, keepdims=True)
+    best = np.maximum(np.abs(ordered[:, :1]), 1e-6)
+    columns: list[FloatArray] = []
+    distance = np.clip((scores - mean) / (spread + 1e-6), -_WIDEST, _WIDEST)
+    for row in range(len(scores)):
+        place = np.searchsorted(-ordered[row], -scores[row], side="left")
+        columns += [scores[row], scores[row] / best[row], 1.0 / np.sqrt(1.0 + place), distance[row]]
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """Perceptron with one hidden layer of H units, or none (H = 0: a linear combination)."""
+
+    mean: FloatArray
+    """(F,)"""
+    spread: FloatArray
+    """(F,)"""
+    hidden_weight: FloatArray
+    """(F, H)"""
+    hidden_bias: FloatArray
+    """(H,)"""
+    output_weight: FloatArray
+    """(H,), or (F,) without a hidden layer"""
+    output_bias: float
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """(n, F) -> (n,) scores, higher is better; no scale of their own, the calibration gives them one."""
+        x = (features - self.mean) / self.spread
+        if self.hidden_bias.size:
+            x = np.maximum(x @ self.hidden_weight + self.hidden_bias, 0.0)
+        return np.asarray(x @ self.output_weight + np.float32(self.output_bias), dtype=np.float32)
+
+
+def write_combination(path: Path, combination: Combination) -> None:
+    """Write combination.npz."""
+    names = ("mean", "spread", "hidden_weight", "hidden_bias", "output_weight")
+    arrays = {name: np.asarray(getattr(combination, name), dtype=np.float32) for name in names}
+    arrays["output_bias"] = np.asarray(combination.output_bias, dtype=np.float32)
+    arrays["features"] = np.frombuffer("\n".join(FEATURES).encode(), dtype=np.uint8)
+    write_arrays(path, arrays)
+
+
+def read_combination(path: Path) -> Combination:
+    """Read combination.npz. Raises BundleError when it cannot be read or is of other features."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = tuple(arrays["features"].tobytes().decode().split("\n"))
+            found = Combination(
+                arrays["mean"], arrays["spread"], arrays["hidden_weight"], arrays["hidden_bias"],
+                arrays["output_weight"], float(arrays["output_bias"]),
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): export again") from error
+    if names != FEATURES:
+        odd = sorted(set(names) ^ set(FEATURES))
+        raise BundleError(
+            f"{path}: combines other features than this version ({', '.join(odd)}): train and export again"
+        )
+    count, hidden = len(FEATURES), found.hidden_bias.size
+    shapes = (found.mean.shape, found.spread.shape, found.hidden_weight.shape, found.output_weight.shape)
+    expected = ((count,), (count,), (count, hidden), (hidden or count,))
+    if shapes != expected:
+        raise BundleError(f"{path}: shapes are {shapes}, {count} features and {hidden} units make them {expected}")
+    return found

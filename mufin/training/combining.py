@@ -1,0 +1,218 @@
+"""Scored candidates with evidence beside the network, and the combination that is learned from them.
+
+Knows no folds and no files. Products whose candidates teach the combination were seen by neither the network nor the
+evidence they are scored with; ``folds`` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mufin.combination import FEATURES, Combination, candidate_features
+from mufin.evidence import Evidence, ProductEvidence, stored
+from mufin.inputs import BoolArray, FloatArray, Int64Array
+from mufin.relevance import Relevance
+from mufin.title_words import SparseRow, SparseRows, TitleWords
+from mufin.training.encode import EncodedItems
+from mufin.training.evaluation import Candidates, EncodedLabels, score_candidates
+from mufin.training.model import Mufin
+
+_PRODUCTS_AT_ONCE = 256
+_LISTS_A_STEP = 64
+_LEAST_STEPS = 1500
+"""A small catalogue has few lists; fewer steps than these leave the combination half learned."""
+_LEAST_EPOCHS = 10
+_LEARNING_RATE = 5e-3
+_WEIGHT_DECAY = 1e-2
+
+
+@dataclass(frozen=True)
+class Combiner:
+    """What turns a product's candidates into combined scores."""
+
+    evidence: Evidence
+    words: SparseRows
+    """Title words of all of Catalogue.products"""
+    combination: Combination | None
+    """None: not learned yet, features only"""
+
+    def of(self, row: int, embedding: FloatArray, has_title: bool) -> ProductEvidence:
+        """Evidence of the catalogue's product ``row`` as encoded; without its words where its title is left out."""
+        title: SparseRow | None = self.words.row(row) if has_title else None
+        return self.evidence.of(embedding, title)
+
+
+@dataclass(frozen=True)
+class CombinedCandidates:
+    """Candidates of N products, and the features of each product's."""
+
+    candidates: Candidates
+    features: list[FloatArray]
+    """(n_i, F) of row i's candidates in their order; empty lists unless asked for"""
+
+
+def gather_evidence(
+    words: TitleWords, product_words: SparseRows, label_words: SparseRows, train_rows: Int64Array, train: Relevance,
+    embeddings: FloatArray,
+) -> Evidence:  # fmt: skip
+    """Evidence of training products ``train_rows`` with ``embeddings`` (N, D), as serving will read it back."""
+    return stored(Evidence(words, embeddings, train, product_words.select(train_rows), label_words))
+
+
+def combined_candidates(
+    model: Mufin, products: EncodedItems, rows: Int64Array, has_title: BoolArray, has_images: BoolArray,
+    labels: EncodedLabels, forbidden: Relevance, size: int, device: torch.device, combiner: Combiner,
+    keep_features: bool = False,
+) -> CombinedCandidates:  # fmt: skip
+    """The ``size`` nearest labels and those that evidence speaks for, of N encoded products.
+
+    rows: (N,) in the catalogue; has_title, has_images, forbidden: (N, ...) of the same. Combined scores are there when
+    the combiner has a combination.
+    """
+    parts: list[Candidates] = []
+    kept: list[FloatArray] = []
+    for start in range(0, len(rows), _PRODUCTS_AT_ONCE):
+        block = np.arange(start, min(start + _PRODUCTS_AT_ONCE, len(rows)))
+        own = EncodedItems(products.bags[block], products.mask[block], products.embeddings[block])
+        evidence = [
+            combiner.of(int(rows[i]), products.embeddings[i], bool(has_title[i])) for i in block
+        ]  # fmt: skip
+        extra = [found.candidates() for found in evidence]
+        part = score_candidates(model, own, labels, forbidden.select(block), size, device, extra)
+        features = [
+            candidate_features(
+                part.labels[i][part.labels[i] >= 0], part.shortlist_scores[i][part.labels[i] >= 0],
+                part.classifier_scores[i][part.labels[i] >= 0], evidence[i], combiner.evidence.frequency,
+                bool(has_title[start + i]), bool(has_images[start + i]),
+            )
+            for i in range(len(block))
+        ]  # fmt: skip
+        if combiner.combination is not None:
+            part = _with_scores(part, features, combiner.combination)
+        parts.append(part)
+        kept += features if keep_features else []
+    return CombinedCandidates(_joined(parts), kept)
+
+
+def _with_scores(part: Candidates, features: Sequence[FloatArray], combination: Combination) -> Candidates:
+    combined = np.full(part.labels.shape, -np.inf, dtype=np.float32)
+    for row, own in enumerate(features):
+        combined[row, part.labels[row] >= 0] = combination(own)
+    return Candidates(part.labels, part.shortlist_scores, part.classifier_scores, combined)
+
+
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    """Blocks of different widths, one below the other."""
+    width = max(part.labels.shape[1] for part in parts)
+
+    def stack(arrays: Sequence[FloatArray | Int64Array], fill: float) -> FloatArray:
+        padded = [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=fill) for a in arrays]
+        return np.concatenate(padded)
+
+    scores = [
+        stack([part.shortlist_scores for part in parts], -np.inf),
+        stack([part.classifier_scores for part in parts], -np.inf),
+    ]
+    combined = [part.combined for part in parts if part.combined is not None]
+    labels = stack([part.labels for part in parts], -1).astype(np.int64)
+    return Candidates(labels, scores[0], scores[1], stack(combined, -np.inf) if combined else None)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Candidates of many products, one after the other, for learning."""
+
+    features: FloatArray
+    """(C, F)"""
+    relevant: FloatArray
+    """(C,) 0 or 1"""
+    starts: Int64Array
+    """(n + 1,): product i owns ``starts[i]:starts[i + 1]``"""
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[CombinedCandidates, Relevance]]) -> Lists:
+        """From candidates and what is relevant to their products; products without a relevant candidate teach nothing."""
+        features, relevant = [], []
+        for own, relevance in found:
+            for row, matrix in enumerate(own.features):
+                labels = own.candidates.labels[row]
+                hits = np.isin(labels[labels >= 0], relevance.row(row))
+                if hits.any():
+                    features.append(matrix)
+                    relevant.append(hits.astype(np.float32))
+        starts = np.concatenate([[0], np.cumsum([len(own) for own in relevant])]).astype(np.int64)
+        if not features:
+            empty = np.zeros((0, len(FEATURES)), dtype=np.float32)
+            return cls(empty, np.zeros(0, dtype=np.float32), starts)
+        return cls(np.concatenate(features), np.concatenate(relevant), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def learn_combination(lists: Lists, hidden: int, seed: int) -> Combination:
+    """Listwise softmax over each product's candidates, its relevant ones sharing the target (ListNet, Cao et al. 2007).
+
+    ``hidden`` units; 0: linear. Deterministic for a seed on one machine.
+    """
+    random = np.random.default_rng(seed)
+    mean = lists.features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = lists.features.std(axis=0, dtype=np.float64).astype(np.float32)
+    spread = np.where(spread > 1e-6, spread, np.float32(1))
+    features = torch.from_numpy((lists.features - mean) / spread)
+    relevant = torch.from_numpy(lists.relevant)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = _network(features.shape[1], hidden)
+    steps_an_epoch = -(-len(lists) // _LISTS_A_STEP)
+    epochs = max(_LEAST_EPOCHS, -(-_LEAST_STEPS // steps_an_epoch))
+    steps = epochs * steps_an_epoch
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    for _ in range(epochs):
+        order = random.permutation(len(lists))
+        for start in range(0, len(order), _LISTS_A_STEP):
+            chosen = order[start : start + _LISTS_A_STEP]
+            sizes = lists.starts[chosen + 1] - lists.starts[chosen]
+            rows = torch.from_numpy(np.concatenate([np.arange(lists.starts[i], lists.starts[i + 1]) for i in chosen]))
+            group = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
+            loss = _listwise(network(features[rows]).squeeze(-1), relevant[rows], group, len(chosen))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return _combination(network, mean, spread)
+
+
+def _network(inputs: int, hidden: int) -> nn.Sequential:
+    if not hidden:
+        return nn.Sequential(nn.Linear(inputs, 1))
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+def _listwise(scores: Tensor, relevant: Tensor, group: Tensor, count: int) -> Tensor:
+    """Cross entropy of every list's softmax against its relevant candidates, averaged over ``count`` lists."""
+    highest = torch.full((count,), -torch.inf).scatter_reduce(0, group, scores.detach(), "amax")
+    shifted = scores - highest[group]
+    total = torch.zeros(count).index_add(0, group, shifted.exp())
+    hits = torch.zeros(count).index_add(0, group, relevant)
+    return -((shifted - total.log()[group]) * relevant / hits[group]).sum() / count
+
+
+def _combination(network: nn.Sequential, mean: FloatArray, spread: FloatArray) -> Combination:
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
+    hidden_weight, hidden_bias = np.zeros((len(mean), 0), dtype=np.float32), np.zeros(0, dtype=np.float32)
+    if len(network) > 1:
+        first = network[0]
+        assert isinstance(first, nn.Linear)
+        hidden_weight = first.weight.detach().numpy().T.copy()
+        hidden_bias = first.bias.detach().numpy().copy()
+    return Combination(
+        mean, spread, hidden_weight, hidden_bias, last.weight.detach().numpy()[0].copy(), float(last.bias.detach()[0])
+    )

@@ -1,0 +1,180 @@
+"""The combination's lessons: networks trained on parts of the training products, scored on the parts they never saw.
+
+A network's scores on its own training products say little about new ones, and a combination learned from those would
+trust it too much (Wolpert 1992, stacked generalisation). Each fold is a run of its own in the run's folder, so that a
+killed training goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mufin.catalogue import Catalogue, Split
+from mufin.inputs import Int64Array, normalise_title
+from mufin.metrics import remove_from_relevance
+from mufin.relevance import Relevance
+from mufin.scoring import ScoreSpec
+from mufin.title_words import SparseRows, TitleWords, fit_title_words
+from mufin.training.checkpoint import load_run
+from mufin.training.combining import (
+    CombinedCandidates,
+    Combiner,
+    Lists,
+    combined_candidates,
+    gather_evidence,
+    learn_combination,
+)
+from mufin.training.config import CombinationConfig, TrainConfig
+from mufin.training.encode import embed_items, encode_items
+from mufin.training.evaluation import Candidates, EncodedLabels, rank_candidates
+from mufin.training.loop import Session
+from mufin.training.preparation import TrainingData
+from mufin.training.validation import all_labels, precision
+
+FOLDS_FOLDER = "folds"
+_HIDDEN = (0, 16, 32)
+
+
+@dataclass(frozen=True)
+class Titles:
+    """Title words of a catalogue."""
+
+    words: TitleWords
+    products: SparseRows
+    labels: SparseRows
+    folds: Int64Array
+    """(train products,) fold of each"""
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, config: TrainConfig) -> Titles:
+        """Vocabulary of training products' and labels' titles, and the folds by title."""
+        train = catalogue.splits["train"]
+        own = [catalogue.products[int(row)].title for row in train.products]
+        words = fit_title_words([*own, *(label.title for label in catalogue.labels)])
+        folds = fold_numbers(own, config.combination.folds, config.seed)
+        labels = words.rows([label.title for label in catalogue.labels])
+        return cls(words, words.rows([item.title for item in catalogue.products]), labels, folds)
+
+
+def fold_numbers(titles: list[str], folds: int, seed: int) -> Int64Array:
+    """(n,) fold of each training product; equal titles share one, or a product's double would give its labels away."""
+    names = [normalise_title(title).lower() or f"\0{place}" for place, title in enumerate(titles)]
+    distinct, group = np.unique(np.asarray(names, dtype=object), return_inverse=True)
+    order = np.random.default_rng([seed, 5]).permutation(len(distinct))
+    return np.asarray(order[group] % folds, dtype=np.int64)
+
+
+def fold_catalogue(catalogue: Catalogue, numbers: Int64Array, fold: int) -> Catalogue:
+    """The training split without a fold's products, which become the validation split."""
+    train = catalogue.splits["train"]
+    inside, outside = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
+
+    def part(rows: Int64Array) -> Split:
+        return Split(train.products[rows], train.relevance.select(rows))
+
+    return replace(catalogue, splits={"train": part(inside), "valid": part(outside)})
+
+
+def train_folds(
+    catalogue: Catalogue, config: TrainConfig, folder: Path, train: Callable[[Catalogue, TrainConfig, Path], Any]
+) -> None:
+    """Train a network without each fold, into ``folder``/folds/N."""
+    numbers = Titles.of(catalogue, config).folds
+    alone = replace(config, combination=CombinationConfig())
+    for fold in range(config.combination.folds):
+        train(fold_catalogue(catalogue, numbers, fold), alone, folder / FOLDS_FOLDER / str(fold))
+
+
+def _fold_data(data: TrainingData, numbers: Int64Array, fold: int) -> TrainingData:
+    inside, outside = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
+    train, rows = data.train.select(inside), data.train_rows[outside]
+    valid = remove_from_relevance(data.train.select(outside), data.forbidden.select(rows))
+    return replace(
+        data, train_rows=data.train_rows[inside], train=train, valid_rows=rows, valid=valid,
+        frequency=train.label_frequency(),
+    )  # fmt: skip
+
+
+def combiner_of(session: Session, data: TrainingData, titles: Titles) -> Combiner:
+    """Evidence of the data's training products as the session's network encodes them now."""
+    encoder, size, device = session.model.encoder, session.config.encode_batch_size, session.device
+    embeddings = embed_items(encoder, data.products, data.train_rows, size, device)
+    evidence = gather_evidence(titles.words, titles.products, titles.labels, data.train_rows, data.train, embeddings)
+    return Combiner(evidence, titles.products, None)
+
+
+def candidates_of(
+    session: Session, data: TrainingData, labels: EncodedLabels, combiner: Combiner, keep_features: bool = False
+) -> CombinedCandidates:
+    """Candidates of the data's validation products."""
+    config, rows, products = session.config, data.valid_rows, data.products
+    queries = encode_items(session.model.encoder, products, rows, config.encode_batch_size, session.device)
+    return combined_candidates(
+        session.model, queries, rows, products.has_title[rows], np.diff(products.image_offsets)[rows] > 0, labels,
+        data.forbidden.select(rows), min(config.shortlist.size, len(data.labels)), session.device, combiner,
+        keep_features,
+    )  # fmt: skip
+
+
+def lessons(session: Session, data: TrainingData, titles: Titles, bags: Path) -> Lists:
+    """Candidates of all training products, each scored by the fold's network that never saw it."""
+    found: list[tuple[CombinedCandidates, Relevance]] = []
+    for fold in range(session.config.combination.folds):
+        run = load_run(session.folder / FOLDS_FOLDER / str(fold))
+        own = replace(session, model=run.model.to(session.device))
+        part = _fold_data(data, titles.folds, fold)
+        labels = all_labels(own, part, bags.with_name("fold-bags.npy"))
+        found.append((candidates_of(own, part, labels, combiner_of(own, part, titles), True), part.valid))
+        session.reporter.step("scoring folds", fold + 1, session.config.combination.folds)
+    return Lists.of(found)
+
+
+def choose_combination(
+    session: Session, data: TrainingData, titles: Titles, labels: EncodedLabels, bags: Path, plain: dict[str, float]
+) -> tuple[Combiner | None, dict[str, Any]]:
+    """The combination that does best on validation, and what was tried; None where plain fusion does no worse.
+
+    ``plain``: the validation figures of the fusion of shortlist and classifier alone.
+    """
+    learned_from = lessons(session, data, titles, bags)
+    report: dict[str, Any] = {"lists": len(learned_from), "candidates": len(learned_from.relevant), "tried": {}}
+    if not len(learned_from):
+        session.reporter.say("no fold's product has a relevant candidate: scores are fused without a combination")
+        return None, {**report, "kept": False}
+    combiner = combiner_of(session, data, titles)
+    valid = candidates_of(session, data, labels, combiner, keep_features=True)
+    best: tuple[float, Combiner | None] = (_worth(plain), None)
+    for hidden in _HIDDEN:
+        combination = learn_combination(learned_from, hidden, session.config.seed)
+        combined = np.full(valid.candidates.labels.shape, -np.inf, dtype=np.float32)
+        for row, own in enumerate(valid.features):
+            combined[row, valid.candidates.labels[row] >= 0] = combination(own)
+        scored = replace(valid.candidates, combined=combined)
+        figures = precision(_full(scored, data.valid_rows), data.valid)
+        report["tried"][str(hidden)] = figures
+        if _worth(figures) > best[0]:
+            best = _worth(figures), replace(combiner, combination=combination)
+            report["hidden"] = hidden
+    return best[1], {**report, "kept": best[1] is not None}
+
+
+def _worth(figures: dict[str, float]) -> float:
+    """As the fusion weight is chosen (``fusion``)."""
+    return figures["P@1"] + figures["P@5"]
+
+
+def _full(candidates: Candidates, rows: Int64Array) -> Int64Array:
+    return rank_candidates(candidates, rows, ScoreSpec()).rows["full"]
+
+
+def without_training(combiner: Combiner) -> Combiner:
+    """The same as if no label had a training product: what evidence says of labels that are added later."""
+    evidence = combiner.evidence
+    none = np.zeros(0, dtype=np.int64)
+    nothing = Relevance.from_pairs(none, none, evidence.relevance.row_count, evidence.relevance.label_count)
+    return replace(combiner, evidence=replace(evidence, relevance=nothing))

@@ -1,0 +1,51 @@
+"""Ranking a split with a finished run: the figures of a run.
+
+A bundle's figures come from ``mufin.predictor`` instead; the two are compared by the export.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from mufin.catalogue import Catalogue, forbidden_pairs
+from mufin.inputs import TitleTokenizer
+from mufin.training.checkpoint import load_run
+from mufin.training.combining import Combiner, combined_candidates
+from mufin.training.encode import encode_items
+from mufin.training.evaluation import RankedSplit, check_labels, encode_labels, rank_candidates, score_candidates
+from mufin.training.item_arrays import prepare
+from mufin.training.progress import Reporter
+
+
+def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size: int | None = None) -> RankedSplit:
+    """Rank a catalogue's split with a finished run. Raises CheckpointError when the labels are others."""
+    run = load_run(run_path)
+    check_labels(run, catalogue)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.model.to(device)
+    tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
+    rows = catalogue.splits[split].products
+    with TemporaryDirectory() as folder, Reporter() as reporter:
+        products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step)
+        frequency = catalogue.splits["train"].relevance.label_frequency()
+        size = run.config.encode_batch_size
+        bags = Path(folder) / "bags.npy"
+        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device, bags)
+        queries = encode_items(run.model.encoder, products, rows, size, device)
+        forbidden = forbidden_pairs(catalogue).select(rows)
+        wanted = shortlist_size or run.score_spec.shortlist_size
+        if run.evidence is None:
+            candidates = score_candidates(run.model, queries, encoded, forbidden, wanted, device)
+        else:
+            words = run.evidence.words.rows([item.title for item in catalogue.products])
+            combiner = Combiner(run.evidence, words, run.combination)
+            pictured = np.diff(products.image_offsets)[rows] > 0
+            candidates = combined_candidates(
+                run.model, queries, rows, products.has_title[rows], pictured, encoded, forbidden, wanted, device,
+                combiner,
+            ).candidates  # fmt: skip
+    return rank_candidates(candidates, rows, run.score_spec)

@@ -1,0 +1,141 @@
+"""A bundle with a learned combination answers as the run does, for every rule of a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.export import ExportSettings, export
+from model_export.label_updates import add_labels, remove_labels
+from mufin.bundle import open_bundle
+from mufin.catalogue import Catalogue, read_catalogue
+from mufin.errors import BundleError
+from mufin.image_source import ImageReader
+from mufin.inputs import decode_image
+from mufin.predictor import Predictor, ProductBag, open_predictor
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
+from tests.catalogue_factory import make_tiny_catalogue
+from tests.training.test_recipe import tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a combination; its catalogue lies beside it."""
+    folder = tmp_path_factory.mktemp("combined")
+    make_tiny_catalogue(folder / "catalogue", 140)
+    config = tiny_config("combination.folds=2", "shortlist.size=5")
+    train(read_catalogue(folder / "catalogue"), config, folder / "run", Reporter(quiet=True))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    """Exported."""
+    parity = export(run, run.with_name("bundle"), ExportSettings(report=True), Reporter(quiet=True))
+    assert parity.passed
+    return run.with_name("bundle")
+
+
+@pytest.fixture(scope="module")
+def catalogue(run: Path) -> Catalogue:
+    """What it was trained on."""
+    return read_catalogue(run.with_name("catalogue"))
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Path) -> Predictor:
+    """Over the bundle."""
+    return open_predictor(bundle)
+
+
+@pytest.fixture(scope="module")
+def bags(predictor: Predictor, catalogue: Catalogue) -> list[ProductBag]:
+    """Validation products."""
+    items = [catalogue.products[row] for row in catalogue.splits["valid"].products]
+    spec = predictor.input_spec
+    side = spec.image_side_pixels
+    with ImageReader(catalogue.folder) as reader:
+        pixels = [
+            np.stack([decode_image(reader.read(name), side) for name in item.images[: spec.max_images]])
+            if item.images
+            else np.zeros((0, side, side, 3), np.uint8)
+            for item in items
+        ]
+    return predictor.embed([item.title for item in items], pixels)
+
+
+def test_the_bundle_ranks_as_the_run_does(
+    run: Path, predictor: Predictor, catalogue: Catalogue, bags: list[ProductBag]
+) -> None:
+    """All candidates of all validation products, scores within what rounding makes of them."""
+    torch_side = rank_split(run, catalogue, "valid")
+    for row, ranking in enumerate(predictor.rank(bags, 20)):
+        known = torch_side.rows["full"][row] >= 0
+        expected = dict(
+            zip(torch_side.rows["full"][row][known].tolist(), torch_side.scores["full"][row][known], strict=True)
+        )
+        assert set(ranking.labels.tolist()) == set(expected)
+        np.testing.assert_allclose(ranking.scores, [expected[i] for i in ranking.labels.tolist()], atol=1e-3)
+
+
+def test_evidence_brings_labels_that_the_shortlist_misses(predictor: Predictor, bags: list[ProductBag]) -> None:
+    """More than the shortlist's five, each with its own cosine."""
+    shortlists = predictor.shortlist_without(bags, 1)
+    assert max(len(own.labels) for own in shortlists) > 5
+    for bag, own in zip(bags, shortlists, strict=True):
+        np.testing.assert_allclose(own.scores, predictor.labels.embeddings(own.labels) @ bag.embedding, atol=1e-5)
+        assert (np.diff(own.scores) <= 0).all()
+
+
+def test_rules_hold_for_what_evidence_brings(predictor: Predictor, bags: list[ProductBag]) -> None:
+    """Neither an excluded label nor one that a filter rules out comes back by way of the neighbours."""
+    allowed = np.zeros(predictor.labels.size, np.bool_)
+    allowed[::3] = True
+    dropped = [np.array([0, 6], np.int64)] * len(bags)
+    for ranking in predictor.rank(bags, 4, allowed, dropped):
+        assert len(ranking.labels) == 4
+        assert (ranking.labels % 3 == 0).all() and not np.isin(ranking.labels, [0, 6]).any()
+
+
+def test_a_title_is_worth_its_words(predictor: Predictor) -> None:
+    """The same vectors without the text: other scores, so the words did reach the combination."""
+    vector = predictor.encode_titles(["mug no 3"])
+    empty = [np.zeros((0, predictor.dimension), np.float32)]
+    with_words = predictor.rank(predictor.bag(empty, [vector[0]], ["mug no 3"]), 5)[0]
+    without = predictor.rank(predictor.bag(empty, [vector[0]]), 5)[0]
+    assert not np.allclose(with_words.scores, without.scores[: len(with_words.scores)])
+
+
+def test_probabilities_fall_with_scores(predictor: Predictor, bags: list[ProductBag]) -> None:
+    """Calibrated between 0 and 1, in the ranking's order."""
+    for ranking in predictor.rank(bags, 10):
+        assert (np.diff(ranking.scores) <= 0).all() and (np.diff(ranking.probabilities) <= 0).all()
+        assert ((ranking.probabilities >= 0) & (ranking.probabilities <= 1)).all()
+
+
+def test_labels_of_such_a_bundle_are_not_changed(bundle: Path, tmp_path: Path) -> None:
+    """Refused with the reason and what to do instead, for adding and removing."""
+    (tmp_path / "more.jsonl").write_text('{"id": "new", "title": "new thing"}\n')
+    (tmp_path / "less.txt").write_text("q1\n")
+    for change, name in ((add_labels, "more.jsonl"), (remove_labels, "less.txt")):
+        with pytest.raises(BundleError, match=r"learned combination.*train and export again") as caught:
+            change(bundle, tmp_path / name, tmp_path / "out", lambda *_: None)
+        assert str(bundle) in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_files_of_the_combination_are_part_of_the_identity(bundle: Path) -> None:
+    """Both are hashed in the manifest; without one the bundle is not opened."""
+    assert {"evidence.npz", "combination.npz"} <= set(open_bundle(bundle).manifest.files)
+    path = bundle / "combination.npz"
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(BundleError, match=r"combination\.npz"):
+            open_bundle(bundle)
+    finally:
+        path.write_bytes(content)

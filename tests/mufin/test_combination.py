@@ -1,0 +1,127 @@
+"""The learned combination: features that say what they are called, arithmetic that is plain, files that are checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mufin.combination import (
+    FEATURES,
+    Combination,
+    candidate_features,
+    read_combination,
+    write_combination,
+)
+from mufin.errors import BundleError
+from mufin.evidence import ProductEvidence, Votes
+from mufin.inputs import FloatArray, Int64Array
+
+F = len(FEATURES)
+
+
+def votes(**shares: float) -> Votes:
+    """Votes for labels named l3=0.5."""
+    labels = sorted(int(name[1:]) for name in shares)
+    return Votes(np.array(labels, np.int64), np.array([shares[f"l{i}"] for i in labels], np.float32))
+
+
+EVIDENCE = ProductEvidence(
+    votes(l1=0.9), votes(l1=0.5, l4=0.25), votes(), votes(l4=1.0), np.array([0, 0, 0.5, 0, 1], np.float32), 0.7, 0.6
+)
+LABELS = np.array([1, 2, 4], np.int64)
+FREQUENCY = np.array([9, 3, 0, 1, 7], np.int64)
+
+
+def features(labels: Int64Array = LABELS, order: Int64Array | None = None) -> FloatArray:
+    """Of three candidates, in any order."""
+    shortlist, classifier = np.array([0.9, 0.8, 0.1], np.float32), np.array([0.2, 0.2, 0.4], np.float32)
+    chosen = np.arange(3) if order is None else order
+    return candidate_features(
+        labels[chosen], shortlist[chosen], classifier[chosen], EVIDENCE, FREQUENCY, True, False
+    )  # fmt: skip
+
+
+def column(name: str, matrix: FloatArray) -> list[float]:
+    """One feature of all candidates."""
+    return [round(float(v), 4) for v in matrix[:, FEATURES.index(name)]]
+
+
+def test_features_are_what_their_names_say() -> None:
+    """Scores, ratios to the best, places with ties shared, and the facts of label and product."""
+    found = features()
+    assert found.shape == (3, F) and found.dtype == np.float32
+    assert column("shortlist.score", found) == [0.9, 0.8, 0.1]
+    assert column("shortlist.ratio", found) == [1.0, 0.8889, 0.1111]
+    assert column("classifier.place", found) == [0.7071, 0.7071, 1.0]
+    assert column("products_near.score", found) == [0.9, 0.0, 0.0]
+    assert column("words_wide.score", found) == [0.0, 0.0, 1.0]
+    assert column("title_match.score", found) == [0.0, 0.5, 1.0]
+    assert column("log_frequency", found) == [round(float(np.log(4)), 4), 0.0, round(float(np.log(8)), 4)]
+    assert column("never_trained", found) == [0.0, 1.0, 0.0]
+    assert column("best_product", found) == [0.7] * 3 and column("has_images", found) == [0.0] * 3
+
+
+def test_the_order_of_candidates_says_nothing() -> None:
+    """Features move with their label."""
+    order = np.array([2, 0, 1])
+    np.testing.assert_allclose(features(order=order), features()[order], atol=1e-6)
+
+
+def test_a_label_beyond_the_evidence_has_none() -> None:
+    """Added since training: no frequency, no votes, no match."""
+    found = features(np.array([1, 2, 5], np.int64))
+    assert column("never_trained", found)[2] == 1.0
+    assert [column(f"{name}.score", found)[2] for name in ("title_match", "words_wide", "products_wide")] == [0.0] * 3
+
+
+def network(hidden: int) -> Combination:
+    """Random weights."""
+    random = np.random.default_rng(hidden)
+    return Combination(
+        random.normal(size=F).astype(np.float32), random.uniform(1, 2, F).astype(np.float32),
+        random.normal(size=(F, hidden)).astype(np.float32), random.normal(size=hidden).astype(np.float32),
+        random.normal(size=hidden or F).astype(np.float32), 0.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_scores_are_a_perceptron_of_standardised_features(hidden: int, tmp_path: Path) -> None:
+    """Against loops, and the same after a file."""
+    combination, matrix = network(hidden), features()
+    expected = []
+    for row in matrix:
+        x = [(v - m) / s for v, m, s in zip(row, combination.mean, combination.spread, strict=True)]
+        if hidden:
+            x = [
+                max(0.0, sum(v * w for v, w in zip(x, combination.hidden_weight[:, unit], strict=True)) + b)
+                for unit, b in enumerate(combination.hidden_bias)
+            ]
+        expected.append(sum(v * w for v, w in zip(x, combination.output_weight, strict=True)) + 0.5)
+    np.testing.assert_allclose(combination(matrix), expected, rtol=1e-4)
+    write_combination(tmp_path / "c.npz", combination)
+    np.testing.assert_array_equal(read_combination(tmp_path / "c.npz")(matrix), combination(matrix))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("features", np.frombuffer(b"shortlist.score", np.uint8), "combines other features"),
+        ("mean", np.zeros(3, np.float32), "shapes are"),
+        ("output_bias", None, "cannot be read"),
+    ],
+)
+def test_another_versions_file_is_refused(name: str, value: FloatArray | None, says: str, tmp_path: Path) -> None:
+    """Features by other names, arrays of other shapes, arrays that are gone."""
+    path = tmp_path / "c.npz"
+    write_combination(path, network(4))
+    with np.load(path) as arrays:
+        values = dict(arrays)
+    if value is None:
+        del values[name]
+    else:
+        values[name] = value
+    np.savez(path, **values)
+    with pytest.raises(BundleError, match=says):
+        read_combination(path)

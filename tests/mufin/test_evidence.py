@@ -1,0 +1,112 @@
+"""Evidence: votes as defined, candidates where it speaks, files that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mufin.errors import BundleError
+from mufin.evidence import NEAR, WIDE, Evidence, read_evidence, stored, write_evidence
+from mufin.relevance import Relevance
+from mufin.scoring import l2_normalise
+from mufin.title_words import fit_title_words
+
+D, L = 8, 30
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """150 training products with three labels each."""
+    random = np.random.default_rng(0)
+    titles = [f"kind{i % 7} colour{i % 5} thing" for i in range(150)]
+    labels = [f"kind{i % 7} label{i}" for i in range(L)]
+    words = fit_title_words([*titles, *labels])
+    rows = np.repeat(np.arange(150), 3)
+    relevance = Relevance.from_pairs(rows, random.integers(0, L, 450), 150, L)
+    products = l2_normalise(random.normal(size=(150, D)).astype(np.float32))
+    return stored(Evidence(words, products, relevance, words.rows(titles), words.rows(labels)))
+
+
+def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evidence) -> None:
+    """Near and wide votes against the definition, label by label."""
+    query = l2_normalise(np.ones((1, D), np.float32))[0]
+    found = evidence.of(query, None)
+    cosines = evidence.products @ query
+    for votes, (count, sharpness) in ((found.by_embedding_near, NEAR), (found.by_embedding_wide, WIDE)):
+        nearest = np.argsort(-cosines, kind="stable")[:count]
+        weights = np.exp(sharpness * (cosines[nearest] - cosines[nearest[0]]))
+        expected = np.zeros(L)
+        for row, weight in zip(nearest, weights / weights.sum(), strict=True):
+            expected[evidence.relevance.row(int(row))] += weight
+        np.testing.assert_allclose(votes.of(np.arange(L)), expected, atol=1e-5)
+    assert found.best_embedding == pytest.approx(float(cosines.max()), abs=1e-6)
+
+
+def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
+    """The title's own words rule the word votes, and matching label titles are scored."""
+    title = evidence.words.row("kind3 colour2")
+    found = evidence.of(evidence.products[0], title)
+    assert found.best_words > 0.8
+    matching = [i for i in range(L) if i % 7 == 3]
+    assert set(np.flatnonzero(found.title_cosines > 0)) == set(matching)
+    assert set(matching) <= set(found.candidates().tolist())
+
+
+def test_without_a_title_words_say_nothing(evidence: Evidence) -> None:
+    """No votes, no match; an unknown title is the same."""
+    for title in (None, evidence.words.row("never seen")):
+        found = evidence.of(evidence.products[0], title)
+        assert not found.by_words_wide.of(np.arange(L)).any()
+        assert not found.title_cosines.any() and found.best_words == 0.0
+        assert len(found.candidates())
+
+
+def test_fewer_training_products_than_neighbours_all_vote(evidence: Evidence) -> None:
+    """Three products, one hundred asked for: the shares are over three."""
+    few = Evidence(
+        evidence.words, evidence.products[:3], evidence.relevance.select(np.arange(3)),
+        evidence.product_words.select(np.arange(3)), evidence.label_words,
+    )  # fmt: skip
+    found = few.of(evidence.products[1], None)
+    assert set(found.candidates().tolist()) == set(evidence.relevance.select(np.arange(3)).indices.tolist())
+
+
+def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
+    """Every product's evidence is the same to the bit, as ``stored`` promises."""
+    path = tmp_path / "evidence.npz"
+    write_evidence(path, evidence)
+    again = read_evidence(path, D, L)
+    np.testing.assert_array_equal(again.products, evidence.products)
+    query, title = evidence.products[7], evidence.words.row("kind1 colour1 thing")
+    first, second = evidence.of(query, title), again.of(query, title)
+    np.testing.assert_array_equal(first.candidates(), second.candidates())
+    np.testing.assert_array_equal(first.title_cosines, second.title_cosines)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("labels", lambda found: np.asarray(99), "99 labels"),
+        ("products", lambda found: np.zeros((150, D + 1), np.float16), f"dimension {D + 1}"),
+        ("products", lambda found: found[:2], "2 embeddings"),
+        ("relevance_indices", lambda found: found + L, "names label"),
+        ("idf", lambda found: found[:3], "3 weights"),
+        ("product_words_ids", lambda found: found + 10_000, "names word"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    evidence: Evidence, tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], says: str
+) -> None:
+    """Each with both values and the remedy."""
+    path = tmp_path / "evidence.npz"
+    write_evidence(path, evidence)
+    with np.load(path) as arrays:
+        values = dict(arrays)
+    values[name] = change(values[name])
+    np.savez(path, **values)
+    with pytest.raises(BundleError, match=says) as caught:
+        read_evidence(path, D, L)
+    assert "export again" in str(caught.value)

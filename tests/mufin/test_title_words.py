@@ -1,0 +1,67 @@
+"""Title words: weights as defined, postings equal to plain cosines, nothing made of unknown words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mufin.title_words import Postings, TitleWords, fit_title_words, terms
+
+TITLES = ["Red cotton shirt", "red shirt", "Blue shirt for men", "blue  SHIRT, for women", "", "Größe ß red"]
+
+
+@pytest.fixture(scope="module")
+def words() -> TitleWords:
+    """Terms that stand in two titles or more."""
+    return fit_title_words(TITLES)
+
+
+def test_terms_are_lower_case_words_and_pairs() -> None:
+    """Punctuation parts words, and a pair is two neighbours."""
+    assert terms("Blue  SHIRT, for") == ["blue", "shirt", "for", "blue shirt", "shirt for"]
+    assert terms("") == []
+
+
+def test_the_vocabulary_holds_what_two_titles_share(words: TitleWords) -> None:
+    """Sorted; a word of one title alone tells nothing about others."""
+    assert words.words == ("blue", "blue shirt", "for", "red", "shirt", "shirt for")
+
+
+def test_the_most_frequent_terms_are_kept_when_there_are_too_many() -> None:
+    """Ties go by the alphabet."""
+    assert fit_title_words(TITLES, most=2).words == ("red", "shirt")
+
+
+def test_weights_are_tf_idf_of_unit_length(words: TitleWords) -> None:
+    """Against the formula, written out."""
+    row = words.row("shirt shirt red")
+    idf = {"red": 1 + np.log(7 / 4), "shirt": 1 + np.log(7 / 5)}
+    expected = np.array([idf["red"], (1 + np.log(2)) * idf["shirt"]])
+    np.testing.assert_array_equal(row.ids, [3, 4])
+    np.testing.assert_allclose(row.weights, expected / np.linalg.norm(expected), rtol=1e-6)
+
+
+def test_a_title_of_unknown_words_is_empty(words: TitleWords) -> None:
+    """And so is no title; neither divides by zero."""
+    for title in ("", "unheard of"):
+        row = words.row(title)
+        assert len(row.ids) == len(row.weights) == 0
+
+
+def test_postings_give_the_cosine_with_every_title(words: TitleWords) -> None:
+    """Equal to dense vectors multiplied."""
+    rows = words.rows(TITLES)
+    dense = np.zeros((len(TITLES), len(words)), np.float32)
+    for i in range(len(TITLES)):
+        dense[i, rows.row(i).ids] = rows.row(i).weights
+    postings = Postings.of(rows, len(words))
+    for i in range(len(TITLES)):
+        np.testing.assert_allclose(postings.cosines(rows.row(i)), dense @ dense[i], atol=1e-6)
+
+
+def test_packing_keeps_every_word(words: TitleWords) -> None:
+    """Bytes and back; another number of weights is refused."""
+    assert TitleWords.unpack(words.pack(), words.idf).words == words.words
+    assert TitleWords.unpack(np.zeros(0, np.uint8), np.zeros(0, np.float32)).words == ()
+    with pytest.raises(ValueError, match="6 words have 5 weights"):
+        TitleWords.unpack(words.pack(), words.idf[:5])

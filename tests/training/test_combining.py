@@ -1,0 +1,166 @@
+"""The combination: folds that share nothing with what they are scored on, lessons learned, kept only where it pays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mufin.catalogue import read_catalogue
+from mufin.combination import FEATURES
+from mufin.errors import ConfigError
+from mufin.training import folds as folds_module
+from mufin.training.checkpoint import load_run
+from mufin.training.combining import Lists, learn_combination
+from mufin.training.config import CombinationConfig
+from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
+from tests.catalogue_factory import make_tiny_catalogue
+from tests.training.test_recipe import tiny_config
+
+FOLDED = "combination.folds=2"
+
+
+@pytest.fixture(scope="module")
+def catalogue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough products for two folds."""
+    return make_tiny_catalogue(tmp_path_factory.mktemp("catalogue") / "tiny", 140)
+
+
+@pytest.fixture(scope="module")
+def finished(catalogue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a combination."""
+    folder = tmp_path_factory.mktemp("runs") / "combined"
+    train(read_catalogue(catalogue_folder), tiny_config(FOLDED), folder, Reporter(quiet=True))
+    return folder
+
+
+def test_equal_titles_share_a_fold() -> None:
+    """However they are spelled; products without a title are on their own, and every fold has its share."""
+    titles = [f"thing {i % 40}" for i in range(200)] + ["Thing  7", ""] + [""] * 30
+    numbers = fold_numbers(titles, 4, seed=1)
+    for i in range(40):
+        assert len(set(numbers[[j for j in range(200) if j % 40 == i]])) == 1
+    assert numbers[200] == numbers[7]
+    assert len(set(numbers[-30:])) > 1
+    assert np.bincount(numbers, minlength=4).min() > 20
+
+
+def test_folds_part_the_training_products(catalogue_folder: Path) -> None:
+    """Every training product is held out once, and never trained on where it is held out."""
+    catalogue = read_catalogue(catalogue_folder)
+    titles = Titles.of(catalogue, tiny_config(FOLDED))
+    held_out = []
+    for fold in range(2):
+        part = fold_catalogue(catalogue, titles.folds, fold)
+        inside, outside = (set(part.splits[name].products.tolist()) for name in ("train", "valid"))
+        assert not inside & outside
+        assert inside | outside == set(catalogue.splits["train"].products.tolist())
+        held_out += sorted(outside)
+        row = int(np.flatnonzero(catalogue.splits["train"].products == part.splits["valid"].products[0])[0])
+        np.testing.assert_array_equal(
+            part.splits["valid"].relevance.row(0), catalogue.splits["train"].relevance.row(row)
+        )
+    assert sorted(held_out) == sorted(catalogue.splits["train"].products.tolist())
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_it_learns_which_score_tells(hidden: int) -> None:
+    """Of noise and one telling feature: the relevant candidate comes first for lists never seen."""
+    random = np.random.default_rng(3)
+
+    def lists(count: int) -> Lists:
+        features = random.normal(size=(count * 10, len(FEATURES))).astype(np.float32)
+        best = features[:, 5].reshape(count, 10).argmax(axis=1)
+        relevant = np.zeros((count, 10), np.float32)
+        relevant[np.arange(count), best] = 1
+        return Lists(features, relevant.reshape(-1), np.arange(count + 1) * 10)
+
+    combination, unseen = learn_combination(lists(600), hidden, seed=0), lists(200)
+    scores = combination(unseen.features).reshape(200, 10)
+    right = (scores.argmax(axis=1) == unseen.relevant.reshape(200, 10).argmax(axis=1)).mean()
+    assert right > 0.8  # by chance: .1
+
+
+def test_learning_is_repeatable() -> None:
+    """The same lists and seed give the same numbers."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, len(FEATURES))).astype(np.float32)
+    lists = Lists(features, (random.random(400) < 0.3).astype(np.float32) * 1, np.arange(41) * 10)
+    lists = replace(lists, relevant=np.maximum(lists.relevant, np.tile(np.eye(10)[0], 40)).astype(np.float32))
+    first, second = learn_combination(lists, 4, 7), learn_combination(lists, 4, 7)
+    np.testing.assert_array_equal(first(features), second(features))
+
+
+def test_a_run_keeps_the_combination_that_pays(finished: Path) -> None:
+    """It is in the run, better than fusion on validation, and every option tried is told."""
+    run = load_run(finished)
+    assert run.evidence is not None and run.combination is not None
+    report = run.metrics["combination"]
+    assert report["kept"] and set(report["tried"]) == {"0", "16", "32"}
+    assert run.metrics["full"] == report["tried"][str(report["hidden"])]
+    assert run.metrics["full"]["P@1"] + run.metrics["full"]["P@5"] > sum(
+        run.metrics["fusion"][name] for name in ("P@1", "P@5")
+    )
+    assert report["lists"] == 112
+    assert not (finished / FOLDS_FOLDER).exists()
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["combination"] == report
+
+
+def test_a_combination_that_does_not_pay_is_left_out(
+    catalogue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where plain fusion does no worse on validation, the run fuses, and says what was tried."""
+
+    def useless(lists: Lists, hidden: int, seed: int) -> object:
+        return lambda features: np.arange(len(features), dtype=np.float32)  # the worst cosine first
+
+    monkeypatch.setattr(folds_module, "learn_combination", useless)
+    metrics = train(read_catalogue(catalogue_folder), tiny_config(FOLDED), tmp_path / "run", Reporter(quiet=True))
+    run = load_run(tmp_path / "run")
+    assert run.evidence is None and run.combination is None
+    assert not metrics["combination"]["kept"] and "hidden" not in metrics["combination"]
+    assert metrics["full"] == metrics["fusion"]
+
+
+def test_a_killed_run_goes_on_behind_its_finished_folds(
+    catalogue_folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the second fold begins: the first is not trained again, and the end is the same to the bit."""
+    catalogue, config = read_catalogue(catalogue_folder), tiny_config(FOLDED)
+    trained: list[str] = []
+    original = folds_module.fold_catalogue
+
+    def stop_at_second(*arguments: object) -> object:
+        if arguments[2] == 1:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folds_module, "fold_catalogue", stop_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            train(catalogue, config, tmp_path / "run", Reporter(quiet=True))
+    marker = tmp_path / "run" / FOLDS_FOLDER / "0" / "model" / "run.json"
+    before = marker.stat().st_mtime_ns
+    kept = folds_module.lessons
+
+    def looking(*arguments: object) -> object:
+        trained.append(str(marker.stat().st_mtime_ns))
+        return kept(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folds_module, "lessons", looking)
+    train(catalogue, config, tmp_path / "run", Reporter(quiet=True))
+    assert trained == [str(before)]
+    for name in ("evidence.npz", "combination.npz", "model.safetensors"):
+        assert (tmp_path / "run" / "model" / name).read_bytes() == (finished / "model" / name).read_bytes()
+
+
+def test_one_fold_is_refused() -> None:
+    """There would be nothing to train on."""
+    with pytest.raises(ConfigError, match=r"folds is 1, needs 0, or 2 or more"):
+        CombinationConfig(1)
