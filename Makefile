@@ -141,6 +141,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.label_index --smoke
 	$(BIN)/python -m bench.reranking --smoke
 	$(BIN)/python -m bench.dataset_memory --smoke
+	$(BIN)/python -m bench.plain_baselines --smoke
 
 # ---- containers
 
