@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from mufin.catalogue import Catalogue, Split
+from mufin.errors import ConfigError
+from mufin.evidence import MOST_PRODUCTS
 from mufin.inputs import Int64Array, normalise_title
 from mufin.metrics import remove_from_relevance
 from mufin.relevance import Relevance
@@ -83,7 +85,16 @@ def fold_catalogue(catalogue: Catalogue, numbers: Int64Array, fold: int) -> Cata
 def train_folds(
     catalogue: Catalogue, config: TrainConfig, folder: Path, train: Callable[[Catalogue, TrainConfig, Path], Any]
 ) -> None:
-    """Train a network without each fold, into ``folder``/folds/N."""
+    """Train a network without each fold, into ``folder``/folds/N.
+
+    Raises ConfigError before anything is trained when there are more training products than evidence is made for.
+    """
+    count = len(catalogue.splits["train"].products)
+    if count > MOST_PRODUCTS:
+        raise ConfigError(
+            f"combination.folds is {config.combination.folds} with {count} training products: a request would be compared "
+            f"with every one, which is done up to {MOST_PRODUCTS}; set combination.folds=0"
+        )
     numbers = Titles.of(catalogue, config).folds
     alone = replace(config, combination=CombinationConfig())
     for fold in range(config.combination.folds):

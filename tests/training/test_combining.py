@@ -160,6 +160,16 @@ def test_a_killed_run_goes_on_behind_its_finished_folds(
         assert (tmp_path / "run" / "model" / name).read_bytes() == (finished / "model" / name).read_bytes()
 
 
+def test_too_many_training_products_are_refused(
+    catalogue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is trained, with both numbers and what to set."""
+    monkeypatch.setattr(folds_module, "MOST_PRODUCTS", 100)
+    with pytest.raises(ConfigError, match=r"112 training products.*up to 100; set combination\.folds=0"):
+        train(read_catalogue(catalogue_folder), tiny_config(FOLDED), tmp_path / "run", Reporter(quiet=True))
+    assert not (tmp_path / "run" / FOLDS_FOLDER).exists()
+
+
 def test_one_fold_is_refused() -> None:
     """There would be nothing to train on."""
     with pytest.raises(ConfigError, match=r"folds is 1, needs 0, or 2 or more"):
