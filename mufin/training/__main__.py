@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--device",
         help="cpu, cuda, cuda:1 (default: cuda where there is one; under accelerate each process has its own)",
     )
+    parser.add_argument(
+        "--features", type=Path, metavar="DIR",
+        help="keep there what frozen encoders say of titles and images, for other trainings on the same items",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
     options = parser.parse_args(arguments)
     try:
@@ -62,7 +66,7 @@ def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
     if accelerator is not None:  # "cuda" would put every process on the first GPU
         device = accelerator.device
     with Reporter(options.quiet or bool(accelerator and not accelerator.is_main_process)) as reporter:
-        metrics = train(catalogue, config, options.run, reporter, Workers(accelerator), device)
+        metrics = train(catalogue, config, options.run, reporter, Workers(accelerator), device, options.features)
         for row in ("shortlist", "classifier", "full"):
             figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics[row].items())
             reporter.say(f"validation {row:<11}{figures}")

@@ -59,6 +59,11 @@ class NetworkConfig:
     """H of self- and cross-attention; 1 is the exact folded path in serving."""
     dropout: float = 0.1
     """On attention weights and in the adapters of the frozen-feature ranker."""
+    feature_dropout: float = 0.0
+    """On a title's features before they are projected."""
+    word_vectors: int = 0
+    """R, size of the latent semantic vector of a title's tokens and token pairs, beside the title encoder's features
+    and computed in the same graph; 0: none."""
     spectral_norm: bool = True
     """Divide every added projection by its largest singular value, as the release does."""
     legacy_heads: bool = False
@@ -74,7 +79,9 @@ class NetworkConfig:
             self.attention_heads > 0 and self.dimension % self.attention_heads == 0,
             f"dimension {self.dimension} is no multiple of attention_heads {self.attention_heads}",
         )
-        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}, must lie in 0..1")
+        for name in ("dropout", "feature_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, must lie in 0..1")
+        _require(self.word_vectors >= 0, f"word_vectors is {self.word_vectors}, needs 0 or more")
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,9 @@ class SiameseConfig:
     """Epochs between two clusterings."""
     hard_positives: int = 0
     """Extra positives a product drawn with weight 1.01 - cosine; 0: one uniform positive."""
+    label_negatives: int = 0
+    """Labels drawn from all of them that a batch is compared with beside its own (softmax loss); as many as the
+    catalogue has, or more: every step compares with all labels."""
     classifier_weight: float = 0.0
     """Weight of the same loss on classifier scores of the batch's labels. The encoder then keeps what only the
     classifiers can use; 0: classifiers are first trained in module 4, as in the release."""
@@ -128,6 +138,11 @@ class SiameseConfig:
         _require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
         _require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
         _require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
+        _require(self.label_negatives >= 0, f"label_negatives is {self.label_negatives}, needs 0 or more")
+        _require(
+            not self.label_negatives or (self.loss == "softmax" and not self.hard_positives),
+            f"label_negatives is {self.label_negatives}: set loss=softmax and hard_positives=0 with it",
+        )
         _require(self.classifier_weight >= 0, f"classifier_weight is {self.classifier_weight}, needs 0 or more")
 
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mufin.errors import ConfigError
 from mufin.training.config import EncoderConfig, NetworkConfig
+from mufin.training.word_vectors import WordVectors
 
 
 def projection(inputs: int, outputs: int, spectral_norm: bool) -> nn.Linear:
@@ -100,22 +101,33 @@ def backbone_width(backbone: PreTrainedModel) -> int:
 
 
 class TextEncoder(nn.Module):
-    """Title -> one vector: transformer, masked mean over tokens, bottleneck, adapter."""
+    """Title -> one vector: transformer, masked mean over tokens, words where asked for, bottleneck, adapter."""
 
     def __init__(self, backbone: PreTrainedModel, network: NetworkConfig) -> None:
         super().__init__()
         self.backbone = backbone
-        self.bottleneck = bottleneck(backbone_width(backbone), network.dimension, network.spectral_norm)
+        self.words = WordVectors(network.word_vectors) if network.word_vectors else None
+        self.width = backbone_width(backbone) + network.word_vectors
+        self.bottleneck = bottleneck(self.width, network.dimension, network.spectral_norm)
+        self.feature_dropout = nn.Dropout(network.feature_dropout)
         self.adapter: nn.Module = nn.Identity()
+
+    def sentence(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> (B, backbone's width): the mean over tokens, unit length beside word vectors."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mean = masked_mean(hidden, attention_mask.bool())
+        return mean if self.words is None else F.normalize(mean, dim=-1)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> (B, width): what a frozen encoder may keep on disk."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return masked_mean(hidden, attention_mask.bool())
+        sentence = self.sentence(input_ids, attention_mask)
+        if self.words is None:
+            return sentence
+        return torch.cat([sentence, self.words(input_ids, attention_mask)], dim=-1)
 
     def encode_features(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, D)"""
-        return cast(Tensor, self.adapter(self.bottleneck(features)))
+        return cast(Tensor, self.adapter(self.bottleneck(self.feature_dropout(features))))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> (B, D)"""

@@ -58,7 +58,7 @@ from mufin.training.ranker_step import ranker_groups, ranker_loss
 from mufin.training.score_fitting import fit_scores
 from mufin.training.shortlist import LabelSearch
 from mufin.training.siamese_step import siamese_loss
-from mufin.training.stored_features import with_frozen_backbones, with_stored_features
+from mufin.training.stored_features import fit_words, with_frozen_backbones, with_stored_features
 from mufin.training.validation import (
     evaluate_full,
     evaluate_shortlist,
@@ -71,9 +71,13 @@ MODULES = ("siamese", "frozen_ranker", "ranker")
 
 def train(
     catalogue: Catalogue, config: TrainConfig, folder: Path, reporter: Reporter, workers: Workers | None = None,
-    device: torch.device | None = None,
+    device: torch.device | None = None, shared: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train MUFIN on a catalogue into ``folder``, or go on where a killed run stopped. Returns the final metrics."""
+    """Train MUFIN on a catalogue into ``folder``, or go on where a killed run stopped. Returns the final metrics.
+
+    ``shared``: a folder that keeps what frozen encoders say of titles and images, for other trainings; by default it is
+    the run's own and goes when it is finished.
+    """
     workers = workers or Workers()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     catalogue = ensure_validation(catalogue, config.validation_fraction, config.seed)
@@ -88,7 +92,12 @@ def train(
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     if config.combination.folds:
-        train_folds(catalogue, config, folder, lambda part, own, to: train(part, own, to, reporter, workers, device))
+        kept = shared or folder / "cache"
+
+        def train_fold(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
+            return train(part, own, to, reporter, workers, device, kept)
+
+        train_folds(catalogue, config, folder, train_fold)
     resumed = load_state(folder, identity)
     workers.wait()  # nobody writes before all have read
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
@@ -114,7 +123,11 @@ def train(
         else:
             _restore(session, resumed)
             reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
-        data = with_frozen_backbones(session, data, cache)
+        if resumed is None:
+            fit_words(session, data)
+        kept = (shared or folder / "cache") / str(workers.rank)
+        kept.mkdir(parents=True, exist_ok=True)
+        data = with_frozen_backbones(session, data, cache, kept)
         for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
             here = resumed if resumed is not None and resumed.module == module else None
             if module == "siamese":

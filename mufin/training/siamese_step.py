@@ -24,6 +24,7 @@ from mufin.training.mining import (
     draw_hard_labels,
     draw_labels,
     relevance_block,
+    with_label_negatives,
 )
 from mufin.training.preparation import (
     TrainingData,
@@ -40,6 +41,8 @@ def siamese_loss(session: Session, data: TrainingData, rows: Int64Array, random:
         vectors = [p.numpy() for p in session.positives]
         hard = draw_hard_labels(data.train, rows, vectors[0], vectors[1], settings.hard_positives, random)
         drawn = np.concatenate([drawn, hard.reshape(-1)])
+    if settings.label_negatives:
+        drawn = with_label_negatives(drawn, settings.label_negatives, data.train.label_count, random)
     relevant = torch.from_numpy(_block(data, rows, drawn)).to(session.device)
     forbidden = torch.from_numpy(_forbidden_block(data, rows, drawn)).to(session.device)
     own_rows, own_labels = workers.share(data.train_rows[rows]), workers.share(drawn)

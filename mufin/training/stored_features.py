@@ -5,22 +5,32 @@ Knows no loss and no schedule.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from mufin.inputs import FloatArray
+from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
     image_vectors,
     store_images,
     store_titles,
     title_vectors,
 )
+from mufin.training.item_arrays import ItemArrays
 from mufin.training.loop import Session
 from mufin.training.model import backbone_width
 from mufin.training.preparation import (
     TrainingData,
 )
+from mufin.training.word_vectors import fit_word_vectors
+
+_ROWS_AT_ONCE = 4096
 
 
 def with_stored_features(session: Session, data: TrainingData, cache: Path) -> TrainingData:
@@ -47,27 +57,90 @@ def with_stored_features(session: Session, data: TrainingData, cache: Path) -> T
     return replace(data, products=products, labels=labels)
 
 
-def with_frozen_backbones(session: Session, data: TrainingData, cache: Path) -> TrainingData:
-    """Features of encoders whose every layer is frozen, computed once and kept on disk for the whole training."""
-    config, encoder, device = session.config, session.model.encoder, session.device
+def with_frozen_backbones(session: Session, data: TrainingData, cache: Path, shared: Path) -> TrainingData:
+    """Features of encoders whose every layer is frozen, computed once and kept on disk for the whole training.
+
+    What a backbone says of titles or images depends on nothing else: it lies in ``shared`` under the hash of both, where
+    other trainings find it.
+    """
+    config, encoder = session.config, session.model.encoder
     products, labels = data.products, data.labels
-    size, shared = config.encode_batch_size, data.labels is data.products
+    same = labels is products
     if config.image.trainable_layers == 0 and products.image_count:
-        image = encoder.image
-        features = store_images(
-            encoder, products, backbone_width(image.backbone), size, device, cache / "image-features.npy",
-            lambda pixels: image.features(image.normalise(pixels)),
-        )  # fmt: skip
+        features = _image_features(session, products, shared)
         products, labels = replace(products, image_features=features), replace(labels, image_features=features)
     if config.text.trainable_layers == 0:
-        width = backbone_width(encoder.text.backbone)
-        own = store_titles(
-            encoder, products, width, size, device, cache / "product-features.npy", encoder.text.features
-        )
+        backbone = _hash_of(encoder.text.backbone, str(encoder.text.words is None))
+        own = _title_features(session, products, backbone, shared, cache / "product-features.npy")
         products = replace(products, title_features=own)
-        if not shared:
-            own = store_titles(
-                encoder, labels, width, size, device, cache / "label-features.npy", encoder.text.features
-            )
+        if not same:
+            own = _title_features(session, labels, backbone, shared, cache / "label-features.npy")
         labels = replace(labels, title_features=own)
-    return replace(data, products=products, labels=products if shared else labels)
+    return replace(data, products=products, labels=products if same else labels)
+
+
+def fit_words(session: Session, data: TrainingData) -> None:
+    """Fit the title encoder's word vectors, where it has any, on the titles of training products and labels."""
+    words = session.model.encoder.text.words
+    if words is None:
+        return
+    began = time.monotonic()
+    arrays = (data.products, data.train_rows), (data.labels, np.arange(len(data.labels)))
+    ids = np.concatenate([np.asarray(own.token_ids[rows]) for own, rows in arrays])
+    counts = np.concatenate([own.token_counts[rows] for own, rows in arrays])
+    words.load_fit(*fit_word_vectors(ids, counts, words.width, session.config.seed))
+    session.spend("words", began)
+
+
+def _title_features(session: Session, items: ItemArrays, backbone: str, shared: Path, path: Path) -> FloatArray:
+    """(N, width): the sentence of ``shared``, and beside it the words as they are fitted now, at ``path``."""
+    text, size, device = session.model.encoder.text, session.config.encode_batch_size, session.device
+    kept = shared / f"sentences-{_hash_of(items.token_ids, items.token_counts, backbone)}.npy"
+    if not kept.is_file():
+        width = backbone_width(text.backbone)
+        atomic_write(
+            kept, lambda to: store_titles(session.model.encoder, items, width, size, device, to, text.sentence)
+        )
+    sentences: FloatArray = np.load(kept, mmap_mode="r")
+    if text.words is None:
+        return sentences
+    words = text.words
+    own = store_titles(session.model.encoder, items, words.width, size, device, path.with_suffix(".words.npy"), words)
+    joined = allocate(path, np.float32, (len(items), text.width))
+    joined[:, : sentences.shape[1]] = sentences
+    joined[:, sentences.shape[1] :] = own
+    return joined
+
+
+def _image_features(session: Session, items: ItemArrays, shared: Path) -> FloatArray:
+    """(U, width) of ``shared``."""
+    encoder, image = session.model.encoder, session.model.encoder.image
+    kept = shared / f"images-{_hash_of(items.pixels, _hash_of(image.backbone, str((image.mean, image.std))))}.npy"
+    if not kept.is_file():
+        size, width = session.config.encode_batch_size, backbone_width(image.backbone)
+        atomic_write(
+            kept,
+            lambda to: store_images(
+                encoder, items, width, size, session.device, to,
+                lambda pixels: image.features(image.normalise(pixels)),
+            ),
+        )  # fmt: skip
+    found: FloatArray = np.load(kept, mmap_mode="r")
+    return found
+
+
+def _hash_of(*parts: nn.Module | np.ndarray[Any, Any] | str) -> str:
+    """SHA-256 of weights, arrays and words, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        elif isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            for start in range(0, len(part), _ROWS_AT_ONCE):
+                digest.update(np.ascontiguousarray(part[start : start + _ROWS_AT_ONCE]).tobytes())
+    return digest.hexdigest()[:32]
