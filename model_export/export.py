@@ -32,7 +32,7 @@ from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_a
 from mufin.catalogue import Catalogue, Item
 from mufin.combination import COMBINATION_FILE, write_combination
 from mufin.errors import ConfigError
-from mufin.evidence import EVIDENCE_FILE, write_evidence
+from mufin.evidence_file import EVIDENCE_FILE, write_evidence
 from mufin.golden import Parity, write_golden
 from mufin.image_source import is_url
 from mufin.inputs import FloatArray, Int64Array, TitleTokenizer, normalise_title
@@ -94,7 +94,7 @@ def export_trained(
         folder = writer.folder
         scratch = writer.scratch_for(encoding_identity(trained, catalogue, settings.device))
         (folder / TOKENIZER_FILE).write_text(trained.tokenizer_json, encoding="utf-8")
-        export_graphs(model, trained.input_spec, dimension, folder)
+        export_graphs(model, trained.input_spec, dimension, folder, sentence=trained.combined is not None)
         labels, speed = _export_labels(trained, catalogue, folder, scratch, settings, reporter)
         _export_label_texts(catalogue, folder, settings)
         _export_combination(trained, folder)
@@ -104,6 +104,7 @@ def export_trained(
             len(catalogue.labels), dimension, labels.slots, settings.record_type,
             model.cross_attention is not None, index.kind, index_candidates=index.candidates,
             combination=trained.combined is not None,
+            sentence=0 if trained.combined is None else trained.combined[0].sentences.shape[1],
         )  # fmt: skip
         name = settings.name or catalogue.folder.resolve().name
         tolerances = tolerances_for(index.kind, settings.record_type, trained.combined is not None)

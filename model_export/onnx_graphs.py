@@ -22,9 +22,25 @@ from torch.nn.utils import parametrize
 
 from mufin.bundle import BAG_GRAPH_FILE, IMAGE_GRAPH_FILE, TEXT_GRAPH_FILE
 from mufin.inputs import InputSpec
-from mufin.training.model import ItemEncoder, Mufin
+from mufin.training.model import ItemEncoder, Mufin, TextEncoder
 
 OPSET = 17
+
+
+class TitleGraph(nn.Module):
+    """Title encoder that hands out the title's sentence, unit length, behind its vector."""
+
+    def __init__(self, text: TextEncoder) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> (B, D + W)"""
+        sentence = self.text.sentence(input_ids, attention_mask)
+        features = sentence
+        if self.text.words is not None:
+            features = torch.cat([sentence, self.text.words(input_ids, attention_mask)], dim=-1)
+        return torch.cat([self.text.encode_features(features), nn.functional.normalize(sentence, dim=-1)], dim=-1)
 
 
 class _BagGraph(nn.Module):
@@ -61,13 +77,14 @@ def _plain_linear(layer: nn.Linear) -> nn.Linear:
     return plain.eval()
 
 
-def export_graphs(model: Mufin, spec: InputSpec, dimension: int, folder: Path) -> None:
-    """Write the three graphs of a network whose spectral norms are folded."""
+def export_graphs(model: Mufin, spec: InputSpec, dimension: int, folder: Path, sentence: bool = False) -> None:
+    """Write the three graphs of a network whose spectral norms are folded. ``sentence``: titles as in TitleGraph."""
     encoder = model.encoder
     ids = torch.tensor([[2, 1, 1, 3], [2, 1, 3, 0]], dtype=torch.int64)
     token_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.int64)
     title_axes = {"input_ids": {0: "B", 1: "T"}, "attention_mask": {0: "B", 1: "T"}, "title_vector": {0: "B"}}
-    _export(encoder.text, (ids, token_mask), title_axes, ["title_vector"], folder / TEXT_GRAPH_FILE)
+    text = TitleGraph(encoder.text) if sentence else encoder.text
+    _export(text, (ids, token_mask), title_axes, ["title_vector"], folder / TEXT_GRAPH_FILE)
 
     side = spec.image_side_pixels
     pixels = (torch.arange(2 * side * side * 3) % 256).to(torch.uint8).reshape(2, side, side, 3)

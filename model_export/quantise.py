@@ -106,7 +106,7 @@ def _measure(
     progress("measuring int8 encoders", 0, 3)
     vectors = int8_cost.encode(fp32, sample)
     base = int8_cost.rank(fp32, sample, vectors)
-    times = int8_cost.milliseconds(EncoderGraphs(folder, fp32.dimension, threads), sample)
+    times = int8_cost.milliseconds(_graphs(folder, fp32, threads, Encoders()), sample)
     variants = []
     for done, reduce_range in enumerate((False, True), start=1):
         progress("measuring int8 encoders", done, 3)
@@ -140,7 +140,7 @@ def _measure_variant(
     base_vectors: Vectors, base: Ranked, threads: int,
 ) -> Variant:  # fmt: skip
     both = Encoders(EncoderPrecision("int8"), EncoderPrecision("int8"))
-    graphs = EncoderGraphs(folder, fp32.dimension, threads, both)
+    graphs = _graphs(folder, fp32, threads, both)
     titles, images = int8_cost.company_of(graphs, sample)
     encoders = Encoders(
         EncoderPrecision("int8", titles.least < LEAST_COMPANY_COSINE),
@@ -148,7 +148,7 @@ def _measure_variant(
     )
     times = int8_cost.milliseconds(graphs, sample)
     if encoders != both:
-        graphs = EncoderGraphs(folder, fp32.dimension, threads, encoders)
+        graphs = _graphs(folder, fp32, threads, encoders)
     int8 = int8_cost.encode(fp32.with_graphs(graphs), sample)
     costs = {}
     for parts in sets:
@@ -187,6 +187,11 @@ def _decide(measured: Measured) -> tuple[list[tuple[str, ...]], str]:
     )
 
 
+def _graphs(folder: Path, fp32: Predictor, threads: int, encoders: Encoders) -> EncoderGraphs:
+    sentence = fp32.title_width - fp32.dimension
+    return EncoderGraphs(folder, fp32.dimension, threads, encoders, sentence=sentence)
+
+
 def _with(parts: tuple[str, ...], encoders: Encoders) -> Encoders:
     fp32 = EncoderPrecision()
     return Encoders(encoders.text if "text" in parts else fp32, encoders.image if "image" in parts else fp32)
@@ -196,7 +201,7 @@ def _install(folder: Path, encoders: Encoders, variant: Variant, fp32: Predictor
     """Copy the int8 graphs into the bundle; take them back and return the parity table when golden products fail."""
     for name in encoders.int8_files:
         shutil.copyfile(variant.folder / name, folder / name)
-    parity = fp32.with_graphs(EncoderGraphs(folder, fp32.dimension, threads, encoders)).replay_golden()
+    parity = fp32.with_graphs(_graphs(folder, fp32, threads, encoders)).replay_golden()
     if parity.passed:
         return None
     for name in encoders.int8_files:

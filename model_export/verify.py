@@ -15,6 +15,7 @@ import torch
 
 from model_export.encoded_labels import EncodedLabels
 from model_export.label_records import RecordType
+from model_export.onnx_graphs import TitleGraph
 from mufin.catalogue import Item
 from mufin.combination import Combination, candidate_features
 from mufin.errors import BundleError
@@ -91,13 +92,18 @@ def compute_golden(
     image_vectors = np.zeros((0, labels.embeddings.shape[1]), dtype=np.float32)
     if len(pixels):
         image_vectors = encoder.image(torch.from_numpy(pixels)).numpy()
+    text = encoder.text if combined is None else TitleGraph(encoder.text)
+    title_vectors: FloatArray = text(torch.from_numpy(ids), torch.from_numpy(token_mask)).numpy()
     attended, mask, embedding = encode_batch(encoder, arrays.batch(np.arange(len(items))), device)
     found, cosines = _exact_shortlist(embedding.numpy(), labels, spec)
     evidence: list[ProductEvidence] = []
     if combined is not None:
+        sentences = title_vectors[:, embedding.shape[1] :]
         evidence = [
-            combined[0].of(own, combined[0].words.row(item.title) if has_title else None)
-            for own, item, has_title in zip(embedding.numpy(), items, arrays.has_title, strict=True)
+            combined[0].of(own, *((combined[0].words.row(item.title), sentence) if has_title else (None, None)))
+            for own, item, has_title, sentence in zip(
+                embedding.numpy(), items, arrays.has_title, sentences, strict=True
+            )
         ]
         found, cosines = _with_candidates(found, cosines, evidence, embedding.numpy(), labels)
     classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
@@ -118,7 +124,7 @@ def compute_golden(
         token_ids=ids,
         image_offsets=arrays.image_offsets,
         pixels=pixels,
-        title_vectors=encoder.text(torch.from_numpy(ids), torch.from_numpy(token_mask)).numpy(),
+        title_vectors=title_vectors,
         image_vectors=image_vectors,
         slots=attended.numpy(),
         slot_mask=mask.numpy(),

@@ -19,7 +19,8 @@ import numpy as np
 
 from mufin.combination import COMBINATION_FILE, Combination, read_combination
 from mufin.errors import BundleError, TrainingError
-from mufin.evidence import EVIDENCE_FILE, Evidence, read_evidence
+from mufin.evidence import Evidence
+from mufin.evidence_file import EVIDENCE_FILE, read_evidence
 from mufin.inputs import InputSpec, Int64Array
 from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, LabelFile
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, Exclusions, FilterIndex, write_arrays

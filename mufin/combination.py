@@ -21,10 +21,11 @@ from mufin.label_filters import write_arrays
 COMBINATION_FILE = "combination.npz"
 
 SCORERS = (
-    "shortlist", "classifier", "products_near", "products_wide", "words_near", "words_wide", "title_match",
+    "shortlist", "classifier", "products_near", "products_wide", "words_near", "words_wide", "titles_near",
+    "titles_wide", "title_match", "sentence_match", "ridge",
 )  # fmt: skip
 VIEWS = ("score", "ratio", "place", "distance")
-PRODUCT_FEATURES = ("best_product", "best_words", "has_title", "has_images")
+PRODUCT_FEATURES = ("best_product", "best_words", "best_title", "has_title", "has_images")
 LABEL_FEATURES = ("log_frequency", "never_trained")
 FEATURES = (
     *(f"{scorer}.{view}" for scorer in SCORERS for view in VIEWS), *LABEL_FEATURES, *PRODUCT_FEATURES,
@@ -43,17 +44,17 @@ def candidate_features(
 
     Labels beyond the evidence's, added without training, have no votes and no frequency.
     """
-    known = np.minimum(labels, len(evidence.title_cosines) - 1)
-    match = np.where(labels < len(evidence.title_cosines), evidence.title_cosines[known], np.float32(0))
     scores = np.stack(
         [
             shortlist, classifier, evidence.by_embedding_near.of(labels), evidence.by_embedding_wide.of(labels),
-            evidence.by_words_near.of(labels), evidence.by_words_wide.of(labels), match,
+            evidence.by_words_near.of(labels), evidence.by_words_wide.of(labels), evidence.by_title_near.of(labels),
+            evidence.by_title_wide.of(labels), evidence.title_match(labels), evidence.sentence_match(labels),
+            evidence.ridge_of(labels),
         ]
     )  # fmt: skip
     own = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
     columns = [*_views(scores.astype(np.float32)), np.log1p(own), own == 0]
-    whole = (evidence.best_embedding, evidence.best_words, float(has_title), float(has_images))
+    whole = (evidence.best_embedding, evidence.best_words, evidence.best_title, float(has_title), float(has_images))
     columns += [np.full(len(labels), value) for value in whole]
     return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
 

@@ -35,9 +35,9 @@ class EncoderGraphs:
 
     def __init__(
         self, folder: Path, dimension: int, intra_op_threads: int = 1, encoders: Encoders | None = None,
-        device: Device = "cpu",
+        device: Device = "cpu", sentence: int = 0,
     ) -> None:  # fmt: skip
-        """``encoders``: None runs the fp32 graphs.
+        """``encoders``: None runs the fp32 graphs. ``sentence``: W, numbers behind a title's vector.
 
         Raises BundleError when a graph cannot be loaded or has other inputs, outputs or D than a bundle's, ConfigError
         when ONNX Runtime lacks the device.
@@ -45,21 +45,22 @@ class EncoderGraphs:
         require_device(device)
         # Integer matrix products of ONNX Runtime exist on the CPU alone.
         self.encoders = encoders if encoders is not None and device == "cpu" else Encoders()
-        self._dimension = dimension
+        self._dimension, self._title_width = dimension, dimension + sentence
 
-        def start(name: str) -> ort.InferenceSession:
+        def start(name: str, width: int) -> ort.InferenceSession:
             path = folder / self.encoders.graph_file(name)
             session = _open(path, intra_op_threads, device)
-            _check_signature(path, _SIGNATURES[name], session, dimension)
+            _check_signature(path, _SIGNATURES[name], session, width)
             return session
 
-        self._text, self._image, self._bag = start(TEXT_GRAPH_FILE), start(IMAGE_GRAPH_FILE), start(BAG_GRAPH_FILE)
+        self._text = start(TEXT_GRAPH_FILE, self._title_width)
+        self._image, self._bag = start(IMAGE_GRAPH_FILE, dimension), start(BAG_GRAPH_FILE, dimension)
 
     def titles(self, tokens: TokenBatch) -> FloatArray:
-        """(B, T) ids and mask -> (B, D)"""
+        """(B, T) ids and mask -> (B, D), or (B, D + W) with the title's sentence behind its vector."""
         if not self.encoders.text.one_by_one:
             return self._titles(tokens.ids, tokens.mask)
-        vectors = np.zeros((len(tokens.ids), self._dimension), dtype=np.float32)
+        vectors = np.zeros((len(tokens.ids), self._title_width), dtype=np.float32)
         for row, length in enumerate(tokens.mask.sum(axis=1)):  # padding would be company, too
             vectors[row] = self._titles(tokens.ids[row : row + 1, :length], tokens.mask[row : row + 1, :length])[0]
         return vectors

@@ -115,6 +115,8 @@ class BundleSizes:
     """Of the labels: how many were added without training."""
     combination: bool = False
     """Whether scores are joined by a learned combination with evidence, instead of by the fusion weight."""
+    sentence: int = 0
+    """W, numbers that the title graph hands out behind a title's vector, for the combination; 0 without one."""
 
     def __post_init__(self) -> None:
         if not self.index_candidates >= 1:

@@ -125,6 +125,8 @@ class ProductBag:
     has_title: bool
     words: SparseRow | None = None
     """Of the title, where the bundle's combination looks at them"""
+    sentence: FloatArray | None = None
+    """(W,) of the title, in the same case"""
 
     @property
     def modality(self) -> Modality:
@@ -170,6 +172,8 @@ class Predictor:
         self.tokenizer = TitleTokenizer(bundle.tokenizer_definition, self.input_spec.max_title_tokens)
         self.dimension = bundle.manifest.sizes.dimension
         """D"""
+        self.title_width = self.dimension + bundle.manifest.sizes.sentence
+        """Numbers of a title's vector: D, and W of its sentence behind them where a learned combination looks at it"""
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
         self._attention: CrossAttention | None = bundle.cross_attention
@@ -185,12 +189,12 @@ class Predictor:
         return Predictor(graphs, self.labels, self._bundle)
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
-        """(B, D). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""
+        """(B, title_width). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""
         return self.encode_tokens(self.tokenizer.encode(titles))
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
-        """(B, T) ids and mask -> (B, D); titles of like length share a call, padded to its longest."""
-        vectors = np.zeros((len(tokens.ids), self.dimension), dtype=np.float32)
+        """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""
+        vectors = np.zeros((len(tokens.ids), self.title_width), dtype=np.float32)
         lengths = tokens.mask.sum(axis=1)
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), _TITLES_AT_ONCE):
@@ -219,7 +223,9 @@ class Predictor:
         self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None],
         titles: Sequence[str] | None = None,
     ) -> list[ProductBag]:  # fmt: skip
-        """Vectors of B products -> their bags, in one call. image_vectors: (I, D) each; a title may be None.
+        """Vectors of B products -> their bags, in one call.
+
+        image_vectors: (I, D) each; title_vectors: (title_width,) each, None for a product without a title.
 
         ``titles``: the same as text, for the words that a learned combination looks at. Raises InputError for a product with neither.
         """
@@ -233,12 +239,19 @@ class Predictor:
         for row, (images, title) in enumerate(zip(image_vectors, title_vectors, strict=True)):
             bag[row, : len(images)] = images
             if title is not None:
-                bag[row, -1] = title
+                bag[row, -1] = title[: self.dimension]
         used = mask.any(axis=0)  # a title slot that nobody fills is not worth computing
         bag, mask = np.ascontiguousarray(bag[:, used]), np.ascontiguousarray(mask[:, used])
         attended, embeddings = self._graphs.bags(bag, mask)
         words = self._title_words(has_title, titles)
-        return [ProductBag(attended[i][mask[i]], embeddings[i], has_title[i], words[i]) for i in range(len(mask))]
+        sentences = [self._sentence(title) for title in title_vectors]
+        return [
+            ProductBag(attended[i][mask[i]], embeddings[i], has_title[i], words[i], sentences[i])
+            for i in range(len(mask))
+        ]
+
+    def _sentence(self, title: FloatArray | None) -> FloatArray | None:
+        return None if title is None or self.title_width == self.dimension else title[self.dimension :]
 
     def _title_words(self, has_title: Sequence[bool], titles: Sequence[str] | None) -> list[SparseRow | None]:
         evidence = self._bundle.evidence
@@ -348,7 +361,7 @@ class Predictor:
     ) -> Shortlist:
         """The labels that evidence speaks for among those of the shortlist, by falling cosine."""
         assert self._bundle.evidence is not None
-        evidence = self._bundle.evidence.of(bag.embedding, bag.words)
+        evidence = self._bundle.evidence.of(bag.embedding, bag.words, bag.sentence)
         more = np.setdiff1d(np.setdiff1d(evidence.candidates(), shortlist.labels), dropped)
         more = more[~self.labels.removed(more)]
         if allowed is not None:
@@ -402,5 +415,5 @@ def open_predictor(
     """
     bundle = open_bundle(path, verify)
     sizes = bundle.manifest.sizes
-    graphs = EncoderGraphs(path, sizes.dimension, intra_op_threads, sizes.encoders, device)
+    graphs = EncoderGraphs(path, sizes.dimension, intra_op_threads, sizes.encoders, device, sizes.sentence)
     return Predictor(graphs, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)

@@ -120,7 +120,7 @@ class Vectors:
         """A normalised title's vector (D,). Raises what the model raised, Shed, NotReady."""
         began = time.perf_counter()
         key = self._title_key(title)
-        packed = self._whole(known.get(key))
+        packed = self._whole(known.get(key), self._model.title_width)
         if packed is not None:
             return TitleOutcome(self._unpack(packed), 0.0, "hit")
 
@@ -156,7 +156,7 @@ class Vectors:
             if fresh and entry is not None:
                 if entry.failure is not None:
                     raise entry.failure
-                packed = self._whole(known.get(self._image_key(str(entry.content_hash))))
+                packed = self._whole(known.get(self._image_key(str(entry.content_hash))), self._model.dimension)
                 if packed is not None:
                     lookups.append(("image", "hit"))
                     return self._unpack(packed)
@@ -219,11 +219,11 @@ class Vectors:
 
     async def _look_up(self, content_hash: str) -> bytes | None:
         (packed,) = await self._cache.get_many([self._image_key(content_hash)])
-        return self._whole(packed)
+        return self._whole(packed, self._model.dimension)
 
-    def _whole(self, packed: bytes | None) -> bytes | None:
+    def _whole(self, packed: bytes | None, width: int) -> bytes | None:
         """Nothing but a vector of this model's size: a shared cache may hold garbage."""
-        return packed if packed is not None and len(packed) == self._number.itemsize * self._model.dimension else None
+        return packed if packed is not None and len(packed) == self._number.itemsize * width else None
 
     def _is_fresh(self, entry: _UrlEntry) -> bool:
         fresh = self._limits.url_failed_seconds if entry.failure is not None else self._limits.url_fresh_seconds

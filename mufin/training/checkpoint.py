@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mufin.combination import COMBINATION_FILE, Combination, read_combination, write_combination
 from mufin.errors import CheckpointError
-from mufin.evidence import EVIDENCE_FILE, Evidence, read_evidence, write_evidence
+from mufin.evidence import Evidence
+from mufin.evidence_file import EVIDENCE_FILE, read_evidence, write_evidence
 from mufin.inputs import InputSpec
 from mufin.scoring import ScoreSpec
 from mufin.training.config import TrainConfig, config_from_json

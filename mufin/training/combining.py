@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mufin.combination import FEATURES, Combination, candidate_features
-from mufin.evidence import Evidence, ProductEvidence, stored
+from mufin.evidence import Evidence, ProductEvidence
+from mufin.evidence_file import stored
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.relevance import Relevance
-from mufin.title_words import SparseRow, SparseRows, TitleWords
-from mufin.training.encode import EncodedItems
+from mufin.title_words import SparseRows, TitleWords
+from mufin.training.encode import EncodedItems, store_titles
 from mufin.training.evaluation import Candidates, EncodedLabels, score_candidates
-from mufin.training.model import Mufin
+from mufin.training.item_arrays import ItemArrays
+from mufin.training.model import ItemEncoder, Mufin, backbone_width
+from mufin.training.ridge import fit_title_ridge
 
 _PRODUCTS_AT_ONCE = 256
 _LISTS_A_STEP = 64
@@ -38,13 +42,16 @@ class Combiner:
     evidence: Evidence
     words: SparseRows
     """Title words of all of Catalogue.products"""
+    sentences: FloatArray
+    """(all of Catalogue.products, W)"""
     combination: Combination | None
     """None: not learned yet, features only"""
 
     def of(self, row: int, embedding: FloatArray, has_title: bool) -> ProductEvidence:
         """Evidence of the catalogue's product ``row`` as encoded; without its words where its title is left out."""
-        title: SparseRow | None = self.words.row(row) if has_title else None
-        return self.evidence.of(embedding, title)
+        if not has_title:
+            return self.evidence.of(embedding, None, None)
+        return self.evidence.of(embedding, self.words.row(row), np.asarray(self.sentences[row]))
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,29 @@ class CombinedCandidates:
 
 def gather_evidence(
     words: TitleWords, product_words: SparseRows, label_words: SparseRows, train_rows: Int64Array, train: Relevance,
-    embeddings: FloatArray,
+    embeddings: FloatArray, sentences: FloatArray, label_sentences: FloatArray,
 ) -> Evidence:  # fmt: skip
-    """Evidence of training products ``train_rows`` with ``embeddings`` (N, D), as serving will read it back."""
-    return stored(Evidence(words, embeddings, train, product_words.select(train_rows), label_words))
+    """Evidence of training products ``train_rows`` with ``embeddings`` (N, D), as serving will read it back.
+
+    sentences: of all of Catalogue.products; label_sentences: (L, W).
+    """
+    own, named = np.array(sentences[train_rows], dtype=np.float32), product_words.select(train_rows)
+    ridge = fit_title_ridge(named, own, len(words), train)
+    found = Evidence(words, embeddings, train, named, label_words, own, np.asarray(label_sentences), ridge)
+    return stored(found)
+
+
+def title_sentences(
+    encoder: ItemEncoder, items: ItemArrays, batch_size: int, device: torch.device, path: Path
+) -> FloatArray:
+    """(N, W) of items' titles, unit length, 0 without a title; computed into the file ``path`` unless they are kept."""
+    if items.title_features is not None:
+        found = np.asarray(items.title_features[:, : backbone_width(encoder.text.backbone)])
+    else:
+        width = backbone_width(encoder.text.backbone)
+        found = np.asarray(store_titles(encoder, items, width, batch_size, device, path, encoder.text.sentence))
+    unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return np.asarray(np.where(items.has_title[:, None], unit, 0.0), dtype=np.float32)
 
 
 def combined_candidates(

@@ -43,8 +43,9 @@ class EncoderConfig:
         _require(self.name is None or not self.options, f"encoder {self.name!r} is named, so options cannot be set")
         _require(self.name is not None or "model_type" in self.options, "an encoder needs a name or options.model_type")
         _require((self.trainable_layers or 0) >= 0, f"trainable_layers is {self.trainable_layers}, needs 0 or more")
+        untrained = self.options.get("model_type") == "mufin-descriptor"  # has no weights at all
         _require(
-            self.name is not None or self.trainable_layers is None,
+            self.name is not None or self.trainable_layers is None or untrained,
             "a random encoder cannot be frozen: leave trainable_layers at null or name an encoder",
         )
 
@@ -333,13 +334,18 @@ def _copy(values: dict[str, Any]) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
-        if key in ("text", "image") and isinstance(value, Mapping) and "name" in value:
-            base[key] = dict(value)  # a named encoder replaces a preset's options
+        if key in ("text", "image") and isinstance(value, Mapping) and _is_another_encoder(value):
+            base[key] = dict(value)
         elif isinstance(value, Mapping) and isinstance(base.get(key), dict):
             _merge(base[key], value)
         else:
             base[key] = value
     return base
+
+
+def _is_another_encoder(value: Mapping[str, Any]) -> bool:
+    """A named encoder, or one of a stated type, replaces a preset's instead of being mixed with it."""
+    return "name" in value or "model_type" in value.get("options", {})
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:

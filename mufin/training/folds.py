@@ -30,6 +30,7 @@ from mufin.training.combining import (
     combined_candidates,
     gather_evidence,
     learn_combination,
+    title_sentences,
 )
 from mufin.training.config import CombinationConfig, TrainConfig
 from mufin.training.encode import embed_items, encode_items
@@ -111,12 +112,19 @@ def _fold_data(data: TrainingData, numbers: Int64Array, fold: int) -> TrainingDa
     )  # fmt: skip
 
 
-def combiner_of(session: Session, data: TrainingData, titles: Titles) -> Combiner:
-    """Evidence of the data's training products as the session's network encodes them now."""
+def combiner_of(session: Session, data: TrainingData, titles: Titles, scratch: Path) -> Combiner:
+    """Evidence of the data's training products as the session's network encodes them now; ``scratch``: a file."""
     encoder, size, device = session.model.encoder, session.config.encode_batch_size, session.device
     embeddings = embed_items(encoder, data.products, data.train_rows, size, device)
-    evidence = gather_evidence(titles.words, titles.products, titles.labels, data.train_rows, data.train, embeddings)
-    return Combiner(evidence, titles.products, None)
+    sentences = title_sentences(encoder, data.products, size, device, scratch.with_name("product-sentences.npy"))
+    label_sentences = sentences
+    if data.labels is not data.products:
+        label_sentences = title_sentences(encoder, data.labels, size, device, scratch.with_name("label-sentences.npy"))
+    evidence = gather_evidence(
+        titles.words, titles.products, titles.labels, data.train_rows, data.train, embeddings, sentences,
+        label_sentences,
+    )  # fmt: skip
+    return Combiner(evidence, titles.products, sentences, None)
 
 
 def candidates_of(
@@ -140,7 +148,7 @@ def lessons(session: Session, data: TrainingData, titles: Titles, bags: Path) ->
         own = replace(session, model=run.model.to(session.device))
         part = _fold_data(data, titles.folds, fold)
         labels = all_labels(own, part, bags.with_name("fold-bags.npy"))
-        found.append((candidates_of(own, part, labels, combiner_of(own, part, titles), True), part.valid))
+        found.append((candidates_of(own, part, labels, combiner_of(own, part, titles, bags), True), part.valid))
         session.reporter.step("scoring folds", fold + 1, session.config.combination.folds)
     return Lists.of(found)
 
@@ -157,7 +165,7 @@ def choose_combination(
     if not len(learned_from):
         session.reporter.say("no fold's product has a relevant candidate: scores are fused without a combination")
         return None, {**report, "kept": False}
-    combiner = combiner_of(session, data, titles)
+    combiner = combiner_of(session, data, titles, bags)
     valid = candidates_of(session, data, labels, combiner, keep_features=True)
     best: tuple[float, Combiner | None] = (_worth(plain), None)
     for hidden in _HIDDEN:

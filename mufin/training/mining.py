@@ -81,9 +81,7 @@ def draw_labels(relevance: Relevance, rows: Int64Array, random: np.random.Genera
     return np.asarray(relevance.indices[starts + (random.random(len(rows)) * (ends - starts)).astype(np.int64)])
 
 
-def with_label_negatives(
-    drawn: Int64Array, extra: int, label_count: int, random: np.random.Generator
-) -> Int64Array:
+def with_label_negatives(drawn: Int64Array, extra: int, label_count: int, random: np.random.Generator) -> Int64Array:
     """The batch's labels and ``extra`` of all, each once, ascending; all labels where ``extra`` reaches their number."""
     if extra >= label_count:
         return np.arange(label_count)

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mufin.errors import ConfigError
+from mufin.training import descriptor as _  # registers an encoder that transformers does not know
 from mufin.training.config import EncoderConfig, NetworkConfig
 from mufin.training.word_vectors import WordVectors
 

@@ -10,13 +10,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from mufin.catalogue import Catalogue, Relevance, forbidden_pairs
 from mufin.errors import CatalogueError, ConfigError
-from mufin.inputs import Int64Array, TitleTokenizer
+from mufin.inputs import InputSpec, Int64Array, TitleTokenizer
 from mufin.metrics import remove_from_relevance
 from mufin.training.checkpoint import RunFacts, hash_label_ids
 from mufin.training.config import TrainConfig
+from mufin.training.descriptor import MODEL_TYPE, Descriptor
 from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import Mufin, build_backbone, build_network
 from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
@@ -102,6 +104,7 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
     backbones = []
     for encoder in (text, config.image):
         backbone = build_backbone(encoder)
+        _check_scaling(backbone, config.inputs)
         if encoder.gradient_checkpointing:
             if not backbone.supports_gradient_checkpointing:
                 raise ConfigError(f"{type(backbone).__name__} cannot do gradient_checkpointing: set it to false")
@@ -117,6 +120,16 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
         backbones[0], backbones[1], config.network, labels, image_mean=config.inputs.image_mean,
         image_std=config.inputs.image_std, sparse_classifiers=config.sparse_classifiers,
     )  # fmt: skip
+
+
+def _check_scaling(backbone: PreTrainedModel, spec: InputSpec) -> None:
+    """Histograms of colours need pixels scaled as they were made for."""
+    if isinstance(backbone, Descriptor):
+        wanted, found = (backbone.config.image_mean, backbone.config.image_std), (spec.image_mean, spec.image_std)
+        if wanted != found:
+            raise ConfigError(
+                f"inputs.image_mean and image_std are {found}, image encoder {MODEL_TYPE} needs {wanted}: leave them out"
+            )
 
 
 def _freeze(backbone: nn.Module, trainable_layers: int | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from mufin.catalogue import Catalogue, forbidden_pairs
 from mufin.inputs import TitleTokenizer
 from mufin.training.checkpoint import load_run
-from mufin.training.combining import Combiner, combined_candidates
+from mufin.training.combining import Combiner, combined_candidates, title_sentences
 from mufin.training.encode import encode_items
 from mufin.training.evaluation import RankedSplit, check_labels, encode_labels, rank_candidates, score_candidates
 from mufin.training.item_arrays import prepare
@@ -42,7 +42,8 @@ def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size:
             candidates = score_candidates(run.model, queries, encoded, forbidden, wanted, device)
         else:
             words = run.evidence.words.rows([item.title for item in catalogue.products])
-            combiner = Combiner(run.evidence, words, run.combination)
+            sentences = title_sentences(run.model.encoder, products, size, device, Path(folder) / "sentences.npy")
+            combiner = Combiner(run.evidence, words, sentences, run.combination)
             pictured = np.diff(products.image_offsets)[rows] > 0
             candidates = combined_candidates(
                 run.model, queries, rows, products.has_title[rows], pictured, encoded, forbidden, wanted, device,

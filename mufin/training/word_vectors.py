@@ -61,7 +61,9 @@ class WordVectors(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in ("table", "squares"):  # as many rows as were fitted
             if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.table.device))
+                own = getattr(self, name)
+                rows = len(state_dict[prefix + name])
+                setattr(self, name, torch.empty((rows, *own.shape[1:]), dtype=own.dtype, device=own.device))
         cast(Any, super())._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -101,7 +103,9 @@ def fit_word_vectors(
     known = np.flatnonzero((frequency >= _LEAST) & (frequency < len(chosen)))
     known = np.sort(known[np.lexsort((known, -frequency[known]))[:MOST_TERMS]])
     idf = np.log((1.0 + len(chosen)) / (1.0 + frequency[known])) + 1.0
-    matrix = (counts[:, known] > 0).astype(np.float32) @ scipy.sparse.diags(idf.astype(np.float32))
+    once = scipy.sparse.csr_matrix(counts[:, known])
+    once.data[:] = 1.0
+    matrix = once @ scipy.sparse.diags(idf.astype(np.float32))
     length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1))).ravel()
     matrix = scipy.sparse.csr_matrix(scipy.sparse.diags(1.0 / np.maximum(length, 1e-9)) @ matrix)
     table = np.zeros((len(known) + 1, width), dtype=np.float32)

@@ -28,8 +28,10 @@ def votes(**shares: float) -> Votes:
 
 
 EVIDENCE = ProductEvidence(
-    votes(l1=0.9), votes(l1=0.5, l4=0.25), votes(), votes(l4=1.0), np.array([0, 0, 0.5, 0, 1], np.float32), 0.7, 0.6
-)
+    votes(l1=0.9), votes(l1=0.5, l4=0.25), votes(), votes(l4=1.0), votes(l2=0.75), votes(l2=0.25, l4=0.5),
+    np.array([0, 0, 0.5, 0, 1], np.float32), np.array([0, 0.3, 0.1, 0, -0.2], np.float32),
+    np.array([0.6, 0.8], np.float32), np.array([[1, 0], [0, 1], [1, 0], [0, 0], [0.6, 0.8]], np.float32), 0.7, 0.6, 0.65,
+)  # fmt: skip
 LABELS = np.array([1, 2, 4], np.int64)
 FREQUENCY = np.array([9, 3, 0, 1, 7], np.int64)
 
@@ -58,9 +60,14 @@ def test_features_are_what_their_names_say() -> None:
     assert column("products_near.score", found) == [0.9, 0.0, 0.0]
     assert column("words_wide.score", found) == [0.0, 0.0, 1.0]
     assert column("title_match.score", found) == [0.0, 0.5, 1.0]
+    assert column("titles_near.score", found) == [0.0, 0.75, 0.0]
+    assert column("titles_wide.ratio", found) == [0.0, 0.5, 1.0]
+    assert column("sentence_match.score", found) == [0.8, 0.6, 1.0]
+    assert column("ridge.score", found) == [0.3, 0.1, -0.2]
     assert column("log_frequency", found) == [round(float(np.log(4)), 4), 0.0, round(float(np.log(8)), 4)]
     assert column("never_trained", found) == [0.0, 1.0, 0.0]
-    assert column("best_product", found) == [0.7] * 3 and column("has_images", found) == [0.0] * 3
+    assert column("best_product", found) == [0.7] * 3 and column("best_title", found) == [0.65] * 3
+    assert column("has_images", found) == [0.0] * 3
 
 
 def test_the_order_of_candidates_says_nothing() -> None:
@@ -73,7 +80,8 @@ def test_a_label_beyond_the_evidence_has_none() -> None:
     """Added since training: no frequency, no votes, no match."""
     found = features(np.array([1, 2, 5], np.int64))
     assert column("never_trained", found)[2] == 1.0
-    assert [column(f"{name}.score", found)[2] for name in ("title_match", "words_wide", "products_wide")] == [0.0] * 3
+    scorers = ("title_match", "words_wide", "products_wide", "titles_near", "sentence_match", "ridge")
+    assert [column(f"{name}.score", found)[2] for name in scorers] == [0.0] * 6
 
 
 def network(hidden: int) -> Combination:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mufin.errors import BundleError
-from mufin.evidence import NEAR, WIDE, Evidence, read_evidence, stored, write_evidence
+from mufin.evidence import NEAR, WIDE, Evidence
+from mufin.evidence_file import read_evidence, stored, write_evidence
 from mufin.relevance import Relevance
 from mufin.scoring import l2_normalise
+from mufin.title_ridge import TitleRidge, label_weights
 from mufin.title_words import fit_title_words
 
-D, L = 8, 30
+D, L, W = 8, 30, 6
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,16 @@ def evidence() -> Evidence:
     rows = np.repeat(np.arange(150), 3)
     relevance = Relevance.from_pairs(rows, random.integers(0, L, 450), 150, L)
     products = l2_normalise(random.normal(size=(150, D)).astype(np.float32))
-    return stored(Evidence(words, products, relevance, words.rows(titles), words.rows(labels)))
+    sentences, names = (l2_normalise(random.normal(size=(n, W)).astype(np.float32)) for n in (150, L))
+    weights = label_weights(random.normal(size=(L, len(words))).astype(np.float32), 5)
+    ridge = TitleRidge(weights, random.normal(size=(L, W)).astype(np.float32), len(words))
+    return stored(Evidence(words, products, relevance, words.rows(titles), words.rows(labels), sentences, names, ridge))
 
 
 def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evidence) -> None:
     """Near and wide votes against the definition, label by label."""
     query = l2_normalise(np.ones((1, D), np.float32))[0]
-    found = evidence.of(query, None)
+    found = evidence.of(query, None, None)
     cosines = evidence.products @ query
     for votes, (count, sharpness) in ((found.by_embedding_near, NEAR), (found.by_embedding_wide, WIDE)):
         nearest = np.argsort(-cosines, kind="stable")[:count]
@@ -48,7 +54,7 @@ def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evid
 def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
     """The title's own words rule the word votes, and matching label titles are scored."""
     title = evidence.words.row("kind3 colour2")
-    found = evidence.of(evidence.products[0], title)
+    found = evidence.of(evidence.products[0], title, evidence.sentences[0])
     assert found.best_words > 0.8
     matching = [i for i in range(L) if i % 7 == 3]
     assert set(np.flatnonzero(found.title_cosines > 0)) == set(matching)
@@ -58,19 +64,52 @@ def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
 def test_without_a_title_words_say_nothing(evidence: Evidence) -> None:
     """No votes, no match; an unknown title is the same."""
     for title in (None, evidence.words.row("never seen")):
-        found = evidence.of(evidence.products[0], title)
+        found = evidence.of(evidence.products[0], title, None)
         assert not found.by_words_wide.of(np.arange(L)).any()
         assert not found.title_cosines.any() and found.best_words == 0.0
         assert len(found.candidates())
 
 
+def test_titles_vote_by_words_and_sentence_together(evidence: Evidence) -> None:
+    """The mean of both cosines, against the definition; a title of unknown words votes by its sentence."""
+    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences[4]
+    dense = np.zeros((2, 150, len(evidence.words)), np.float32)
+    for row in range(150):
+        own = evidence.product_words.row(row)
+        dense[0, row, own.ids] = own.weights
+    query = np.zeros(len(evidence.words), np.float32)
+    query[title.ids] = title.weights
+    cosines = 0.5 * (dense[0] @ query + evidence.sentences @ sentence)
+    assert evidence.of(evidence.products[0], title, sentence).best_title == pytest.approx(
+        float(cosines.max()), abs=1e-5
+    )
+    unknown = evidence.of(evidence.products[0], evidence.words.row("never seen"), sentence)
+    assert unknown.by_title_wide.of(np.arange(L)).any() and not unknown.by_words_wide.of(np.arange(L)).any()
+
+
+def test_ridge_is_a_linear_map_of_words_and_sentence(evidence: Evidence) -> None:
+    """Against the dense product; its best labels become candidates."""
+    assert evidence.ridge is not None
+    title, sentence = evidence.words.row("kind3 colour2 thing"), evidence.sentences[4]
+    weights = np.zeros((L, len(evidence.words)), np.float32)
+    for label in range(L):
+        own = evidence.ridge.words.row(label)
+        assert len(own.ids) <= 5
+        weights[label, own.ids] = own.weights
+    expected = weights[:, title.ids] @ title.weights + evidence.ridge.sentences @ sentence
+    found = evidence.of(evidence.products[0], title, sentence)
+    np.testing.assert_allclose(found.ridge, expected, atol=1e-5)
+    assert int(expected.argmax()) in found.candidates()
+    assert not evidence.of(evidence.products[0], None, None).ridge.any()
+
+
 def test_fewer_training_products_than_neighbours_all_vote(evidence: Evidence) -> None:
     """Three products, one hundred asked for: the shares are over three."""
-    few = Evidence(
-        evidence.words, evidence.products[:3], evidence.relevance.select(np.arange(3)),
-        evidence.product_words.select(np.arange(3)), evidence.label_words,
+    few = replace(
+        evidence, products=evidence.products[:3], relevance=evidence.relevance.select(np.arange(3)),
+        product_words=evidence.product_words.select(np.arange(3)), sentences=evidence.sentences[:3],
     )  # fmt: skip
-    found = few.of(evidence.products[1], None)
+    found = few.of(evidence.products[1], None, None)
     assert set(found.candidates().tolist()) == set(evidence.relevance.select(np.arange(3)).indices.tolist())
 
 
@@ -80,8 +119,11 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
     write_evidence(path, evidence)
     again = read_evidence(path, D, L)
     np.testing.assert_array_equal(again.products, evidence.products)
-    query, title = evidence.products[7], evidence.words.row("kind1 colour1 thing")
-    first, second = evidence.of(query, title), again.of(query, title)
+    query, title, sentence = evidence.products[7], evidence.words.row("kind1 colour1 thing"), evidence.sentences[7]
+    first, second = evidence.of(query, title, sentence), again.of(query, title, sentence)
+    np.testing.assert_array_equal(first.ridge, second.ridge)
+    labels = np.arange(L)
+    np.testing.assert_array_equal(first.sentence_match(labels), second.sentence_match(labels))
     np.testing.assert_array_equal(first.candidates(), second.candidates())
     np.testing.assert_array_equal(first.title_cosines, second.title_cosines)
 
@@ -94,6 +136,10 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
         ("products", lambda found: found[:2], "2 embeddings"),
         ("relevance_indices", lambda found: found + L, "names label"),
         ("idf", lambda found: found[:3], "3 weights"),
+        ("sentences", lambda found: found[:2], "2 sentences"),
+        ("sentences", lambda found: found[:, :2], "numbers"),
+        ("ridge_sentences", lambda found: found[:5], "rows of 30 labels"),
+        ("ridge_words_ids", lambda found: found + 10_000, "names word"),
         ("product_words_ids", lambda found: found + 10_000, "names word"),
     ],
 )

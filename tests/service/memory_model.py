@@ -140,6 +140,7 @@ class MemoryModel:
     bundle_id: str = "sha256:bundle"
     name: str = "products"
     dimension: int = DIMENSION
+    title_width: int = DIMENSION
     input_spec: InputSpec = field(default_factory=lambda: InputSpec(image_side_pixels=SIDE_PIXELS, max_images=3))
     score_spec: ScoreSpec = field(
         default_factory=lambda: ScoreSpec(shortlist_size=20, calibration_both=Calibration(4.0))

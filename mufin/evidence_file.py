@@ -1,0 +1,123 @@
+"""evidence.npz: evidence as arrays.
+
+Knows how it is laid out and checks that it fits; what is made of it stands in ``mufin.evidence``.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mufin.errors import BundleError
+from mufin.evidence import Evidence
+from mufin.inputs import FloatArray
+from mufin.label_filters import write_arrays
+from mufin.relevance import Relevance
+from mufin.title_ridge import TitleRidge
+from mufin.title_words import SparseRows, TitleWords
+
+EVIDENCE_FILE = "evidence.npz"
+
+
+def write_evidence(path: Path, evidence: Evidence) -> None:
+    """Write evidence.npz. Vectors and ridge weights are kept as float16, which moves a cosine by some 1e-4."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "words": evidence.words.pack(), "idf": evidence.words.idf,
+        "products": evidence.products.astype(np.float16),
+        "sentences": evidence.sentences.astype(np.float16),
+        "label_sentences": evidence.label_sentences.astype(np.float16),
+        "relevance_indptr": evidence.relevance.indptr, "relevance_indices": evidence.relevance.indices.astype(np.int32),
+        "labels": np.asarray(evidence.relevance.label_count, dtype=np.int64),
+    }  # fmt: skip
+    tables = [("product_words", evidence.product_words), ("label_words", evidence.label_words)]
+    if evidence.ridge is not None:
+        arrays["ridge_sentences"] = evidence.ridge.sentences.astype(np.float16)
+        tables.append(("ridge_words", evidence.ridge.words))
+    for name, rows in tables:
+        arrays |= {f"{name}_indptr": rows.indptr, f"{name}_ids": rows.ids.astype(np.int32)}
+        arrays[f"{name}_weights"] = rows.weights.astype(np.float16 if name == "ridge_words" else np.float32)
+    write_arrays(path, arrays)
+
+
+def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
+    """Read evidence.npz of a bundle with (L,) ``labels``, at least as many as it had when trained.
+
+    Raises BundleError naming both values when it cannot be read or does not belong to the bundle.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            known = int(arrays["labels"])
+            if known > labels or arrays["products"].shape[1] != dimension:
+                raise BundleError(
+                    f"{path}: is of {known} labels and dimension {arrays['products'].shape[1]}, the bundle has "
+                    f"{labels} and {dimension}: export again"
+                )
+            indices = arrays["relevance_indices"].astype(np.int64)
+            relevance = Relevance(arrays["relevance_indptr"], indices, labels)
+            if len(indices) and (indices.min() < 0 or indices.max() >= known):
+                raise BundleError(f"{path}: names label {indices.max()}, it was made for {known}: export again")
+            words = TitleWords.unpack(arrays["words"], arrays["idf"])
+            ridge = None
+            if "ridge_sentences" in arrays:
+                ridge = TitleRidge(_rows(arrays, "ridge_words"), _floats(arrays["ridge_sentences"]), len(words))
+            found = Evidence(
+                words, _floats(arrays["products"]), relevance, _rows(arrays, "product_words"),
+                _rows(arrays, "label_words"), _floats(arrays["sentences"]), _floats(arrays["label_sentences"]), ridge,
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): export again") from error
+    _check(path, found, known)
+    return found
+
+
+def _rows(arrays: Any, name: str) -> SparseRows:
+    weights = arrays[f"{name}_weights"].astype(np.float32)
+    return SparseRows(arrays[f"{name}_indptr"], arrays[f"{name}_ids"].astype(np.int64), weights)
+
+
+def _floats(array: npt.NDArray[Any]) -> FloatArray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _check(path: Path, found: Evidence, known: int) -> None:
+    products = [len(found.products), found.relevance.row_count, len(found.product_words), len(found.sentences)]
+    labels = [len(found.label_words), len(found.label_sentences)]
+    if found.ridge is not None:
+        labels += [len(found.ridge.words), len(found.ridge.sentences)]
+    if len(set(products)) > 1 or set(labels) != {known} or not products[0]:
+        raise BundleError(
+            f"{path}: has {products[0]} embeddings, {products[1]} rows of relevance, {products[2]} product titles and "
+            f"{products[3]} sentences, and {labels} rows of {known} labels: export again"
+        )
+    widths = [found.sentences.shape[1], found.label_sentences.shape[1]]
+    tables = [found.product_words, found.label_words]
+    if found.ridge is not None:
+        widths.append(found.ridge.sentences.shape[1])
+        tables.append(found.ridge.words)
+    if len(set(widths)) > 1:
+        raise BundleError(f"{path}: sentences have {widths} numbers: export again")
+    highest = max((int(r.ids.max(initial=-1)) for r in tables), default=-1)
+    if highest >= len(found.words):
+        raise BundleError(f"{path}: names word {highest} of {len(found.words)}: export again")
+
+
+def stored(evidence: Evidence) -> Evidence:
+    """As it would be read back: through float16, so that training and serving see the same numbers."""
+
+    def half(array: FloatArray) -> FloatArray:
+        return array.astype(np.float16).astype(np.float32)
+
+    ridge = evidence.ridge
+    if ridge is not None:
+        ridge = replace(
+            ridge, words=replace(ridge.words, weights=half(ridge.words.weights)), sentences=half(ridge.sentences)
+        )
+    return replace(
+        evidence, products=half(evidence.products), sentences=half(evidence.sentences),
+        label_sentences=half(evidence.label_sentences), ridge=ridge,
+    )  # fmt: skip
