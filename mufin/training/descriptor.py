@@ -91,5 +91,7 @@ def edges(pixels: Tensor) -> Tensor:
     return F.normalize(cells.flatten(1), dim=1)
 
 
-AutoConfig.register(MODEL_TYPE, DescriptorConfig, exist_ok=True)
-AutoModel.register(DescriptorConfig, Descriptor, exist_ok=True)
+def register_descriptor() -> None:
+    """Make the descriptor known to transformers by its model type."""
+    AutoConfig.register(MODEL_TYPE, DescriptorConfig, exist_ok=True)
+    AutoModel.register(DescriptorConfig, Descriptor, exist_ok=True)

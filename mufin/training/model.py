@@ -16,9 +16,11 @@ from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mufin.errors import ConfigError
-from mufin.training import descriptor as _  # registers an encoder that transformers does not know
 from mufin.training.config import EncoderConfig, NetworkConfig
+from mufin.training.descriptor import register_descriptor
 from mufin.training.word_vectors import WordVectors
+
+register_descriptor()
 
 
 def projection(inputs: int, outputs: int, spectral_norm: bool) -> nn.Linear:
