@@ -15,9 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mufin.catalogue import read_catalogue
+from mufin.catalogue import Catalogue, read_catalogue
 from mufin.errors import MufinError
-from mufin.training.config import build_config
+from mufin.training.auto import installed_sentence_encoder, recommend
+from mufin.training.config import TrainConfig, build_config
 from mufin.training.presets import PRESETS
 from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
@@ -28,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mufin-train", description="Train MUFIN on a catalogue folder.")
     parser.add_argument("catalogue", type=Path, metavar="CATALOGUE", help="catalogue folder (docs/catalogue.md)")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder; one that was begun is resumed")
-    parser.add_argument("--config", help=f"JSON or TOML file, or a preset: {', '.join(PRESETS)} (default small)")
+    parser.add_argument(
+        "--config",
+        help=f"auto (the recommended recipe for the catalogue's size), a JSON or TOML file, or a preset: "
+        f"{', '.join(PRESETS)} (default small)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. siamese.epochs=5")
     parser.add_argument(
         "--device",
@@ -41,8 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
     options = parser.parse_args(arguments)
     try:
-        config = build_config(options.config, options.set)
-        catalogue = read_catalogue(options.catalogue)
+        if options.config == "auto":
+            catalogue = read_catalogue(options.catalogue)
+            config = _recommended(catalogue, options.set, options.quiet)
+        else:
+            config = build_config(options.config, options.set)
+            catalogue = read_catalogue(options.catalogue)
         return _train(catalogue, config, options)
     except MufinError as error:
         print(f"mufin-train: {error}", file=sys.stderr)
@@ -50,6 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nmufin-train: interrupted; the same command resumes {options.run}", file=sys.stderr)
         return 130
+
+
+def _recommended(catalogue: Catalogue, overrides: list[str], quiet: bool) -> TrainConfig:
+    """The recipe for a catalogue, its reasons said; a text.name among the overrides is its title encoder."""
+    named = [text.partition("=")[2].strip('"') for text in overrides if text.partition("=")[0].strip() == "text.name"]
+    found = recommend(catalogue, named[-1] if named else installed_sentence_encoder())
+    for reason in () if quiet else found.reasons:
+        print(f"auto: {reason}")
+    return build_config(found.values, overrides)
 
 
 def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from mufin.errors import ConfigError
 from mufin.inputs import InputSpec
-from mufin.training.presets import PRESETS
+from mufin.training.presets import PRESETS, copy_of
 
 
 def _require(condition: bool, message: str) -> None:
@@ -295,12 +295,12 @@ class TrainConfig:
         return asdict(self)
 
 
-def build_config(source: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Preset name, JSON/TOML file or None (preset "small"), then ``key.sub=value`` overrides (values as JSON).
+def build_config(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Preset name, JSON/TOML file, plain values or None (preset "small"), then ``key.sub=value`` overrides (values as JSON).
 
     A file may name the preset it starts from in ``preset``; without one it must be complete.
     """
-    values = _load(source)
+    values = copy_of(dict(source)) if isinstance(source, Mapping) else _load(source)
     for override in overrides:
         key, separator, text = override.partition("=")
         _require(bool(separator), f"--set {override!r}: write key=value, e.g. siamese.epochs=5")
@@ -314,7 +314,7 @@ def build_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Tr
 
 def _load(source: str | Path | None) -> dict[str, Any]:
     if source is None or str(source) in PRESETS:
-        return _copy(PRESETS[str(source) if source is not None else "small"])
+        return copy_of(PRESETS[str(source) if source is not None else "small"])
     path = Path(source)
     _require(path.is_file(), f"{path}: no such config file, nor a preset ({', '.join(PRESETS)})")
     try:
@@ -325,11 +325,7 @@ def _load(source: str | Path | None) -> dict[str, Any]:
     _require(isinstance(values, dict), f"{path}: holds {type(values).__name__}, needs an object")
     preset = values.pop("preset", None)
     _require(preset is None or preset in PRESETS, f"{path}: unknown preset {preset!r}, have {', '.join(PRESETS)}")
-    return _merge(_copy(PRESETS[preset]), values) if preset else typing.cast(dict[str, Any], values)
-
-
-def _copy(values: dict[str, Any]) -> dict[str, Any]:
-    return typing.cast(dict[str, Any], json.loads(json.dumps(values)))
+    return _merge(copy_of(PRESETS[preset]), values) if preset else typing.cast(dict[str, Any], values)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

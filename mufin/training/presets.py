@@ -5,7 +5,8 @@ Know nothing of types; ``config`` checks them.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, cast
 
 SMALL: dict[str, Any] = {
     "text": {
@@ -49,8 +50,42 @@ SMALL: dict[str, Any] = {
     "evaluate_epochs": 5,
 }
 
+FROZEN: dict[str, Any] = {
+    "text": {"trainable_layers": 0},
+    "image": {"options": {"model_type": "mufin-descriptor"}, "trainable_layers": 0},
+    "inputs": {"image_side_pixels": 64, "max_title_tokens": 48, "max_images": 3},
+    "network": {"dimension": 256, "word_vectors": 384, "feature_dropout": 0.2},
+    "siamese": {
+        "epochs": 30,
+        "batch_size": 256,
+        "learning_rate": 2e-3,
+        "loss": "softmax",
+        "temperature": 0.1,
+        "random_epochs": 30,
+        "label_negatives": 2048,
+        "classifier_weight": 1.0,
+        "classifier_learning_rate": 8e-3,
+    },
+    "shortlist": {"size": 100},
+    "frozen_ranker": {
+        "epochs": 1,
+        "batch_size": 128,
+        "encoder_learning_rate": 1e-4,
+        "cross_learning_rate": 1e-4,
+        "classifier_learning_rate": 1e-4,
+        "negatives": 32,
+        "positives": 8,
+        "random_negatives": 32,
+        "loss": "bce",
+    },
+    "classifier_init": "siamese",
+    "ranker": {"epochs": 0},
+    "evaluate_epochs": 10,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "small": SMALL,
+    "frozen": FROZEN,
     "paper-300k": {
         "text": {"name": "sentence-transformers/msmarco-distilbert-cos-v5"},
         "image": {"name": "google/vit-base-patch16-224-in21k"},
@@ -59,4 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sparse_classifiers": True,
     },
 }
-"""Named starting points; ``paper-300k`` is the release with mufin.md section 11's decisions."""
+"""Named starting points; ``frozen`` needs ``text.name``; ``paper-300k`` is the release with mufin.md section 11's decisions."""
+
+
+def copy_of(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy that shares nothing."""
+    return cast(dict[str, Any], json.loads(json.dumps(values)))

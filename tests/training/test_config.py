@@ -15,7 +15,8 @@ from mufin.training.presets import PRESETS
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_presets_are_whole_and_survive_json(preset: str) -> None:
     """A config goes through a checkpoint unchanged."""
-    config = build_config(preset)
+    overrides = ["text.name=some/encoder"] if preset == "frozen" else []
+    config = build_config(preset, overrides)
     assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -91,7 +92,7 @@ def test_contradictions_are_refused_by_name(override: str, message: str) -> None
 
 def test_a_missing_file_lists_the_presets(tmp_path: Path) -> None:
     """A typo in a preset's name is answered with the names there are."""
-    with pytest.raises(ConfigError, match="nor a preset \\(small, paper-300k\\)"):
+    with pytest.raises(ConfigError, match="nor a preset \\(small, frozen, paper-300k\\)"):
         build_config(tmp_path / "smal")
 
 
