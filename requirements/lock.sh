@@ -34,6 +34,15 @@ compile "$work/train.txt" --constraint "$everything" --extra train pyproject.tom
 compile "$work/serve.txt" --constraint "$everything" pyproject.toml
 compile "$work/build.txt" --constraint "$everything" requirements/build.in
 
+for name in bench pecos pecos-alone; do # not of one environment with the others
+  deps=$([ "$name" = pecos ] || echo --no-deps)
+  [ -f "requirements/$name.txt" ] && grep -v '^#' "requirements/$name.txt" >"$work/$name.txt"
+  compile "$work/$name.txt" "$@" $deps "requirements/$name.in"
+done
+
+{ header "the sentence encoder of make bench-accuracy; install it with --no-deps"; cat "$work/bench.txt"; } >requirements/bench.txt
+{ header "numpy below 2 and its like, for PECOS"; cat "$work/pecos.txt"; } >requirements/pecos.txt
+{ header "PECOS itself; install it with --no-deps"; cat "$work/pecos-alone.txt"; } >requirements/pecos-alone.txt
 { header "the service"; cat "$work/serve.txt"; } >requirements/serve.txt
 { header "what builds the package itself (install it with --no-build-isolation)"; cat "$work/build.txt"; } >requirements/build.txt
 { header "serving, training and export; install torch.txt first"; without_torch "$work/train.txt"; } >requirements/train.txt

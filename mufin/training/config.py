@@ -94,7 +94,9 @@ class SiameseConfig:
     batch_size: int = 1023
     """Products a step; each brings one of its labels."""
     learning_rate: float = 2e-4
-    """Of every parameter."""
+    """Of every parameter but those with a rate of their own."""
+    backbone_learning_rate: float | None = None
+    """Of the encoders' own layers, as far as they are trained; null: the same as the rest."""
     weight_decay: float = 0.01
     """AdamW's."""
     warmup_epochs: float = 1.0
@@ -132,6 +134,7 @@ class SiameseConfig:
             self.batch_size > 2,
             f"siamese.batch_size is {self.batch_size}: in-batch negatives need at least 3",
         )
+        _require((self.backbone_learning_rate or 1.0) > 0, "backbone_learning_rate must be positive, or null")
         _require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
         _require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
         _require(self.hard_negatives >= 1, f"siamese.hard_negatives is {self.hard_negatives}, needs at least 1")

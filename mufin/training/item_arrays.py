@@ -163,14 +163,20 @@ class ItemBatch:
 
 
 def prepare(
-    catalogue: Catalogue, spec: InputSpec, tokenizer: TitleTokenizer, folder: Path, progress: Progress
-) -> tuple[ItemArrays, ItemArrays]:
-    """Products and labels of a catalogue as arrays in ``folder``; what lies there whole already is reused."""
+    catalogue: Catalogue, spec: InputSpec, tokenizer: TitleTokenizer, folder: Path, progress: Progress,
+    shared: Path | None = None,
+) -> tuple[ItemArrays, ItemArrays]:  # fmt: skip
+    """Products and labels of a catalogue as arrays in ``folder``; pictures that lie there whole already are reused.
+
+    ``shared``: where pictures are kept instead, for other trainings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    kept = shared or folder
+    kept.mkdir(parents=True, exist_ok=True)
     sets = [catalogue.products] if catalogue.products_are_labels else [catalogue.products, catalogue.labels]
     names: dict[str, int] = {}
     layouts = [_image_layout(items, spec.max_images, names) for items in sets]
-    pixels = _decode_all(list(names), catalogue, spec, folder, progress)
+    pixels = _decode_all(list(names), catalogue, spec, kept, progress)
     arrays = []
     for number, (items, (offsets, rows)) in enumerate(zip(sets, layouts, strict=True)):
         ids, counts = _tokenise(items, spec, tokenizer, folder / f"tokens-{number}.npy")
@@ -193,10 +199,10 @@ def _decode_all(
     names: list[str], catalogue: Catalogue, spec: InputSpec, folder: Path, progress: Progress
 ) -> Uint8Array:
     side = spec.image_side_pixels
-    path, marker = folder / "pixels.npy", folder / "pixels.json"
     identity = hashlib.sha256(
         json.dumps([str(catalogue.folder.resolve()), side, _stamps(catalogue, names)]).encode()
     ).hexdigest()
+    path, marker = (folder / f"pixels-{identity[:16]}{suffix}" for suffix in (".npy", ".json"))
     if marker.is_file() and json.loads(marker.read_text()) == identity:
         return _read_pixels(path, names)
     marker.unlink(missing_ok=True)

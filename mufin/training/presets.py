@@ -68,11 +68,11 @@ FROZEN: dict[str, Any] = {
     },
     "shortlist": {"size": 100},
     "frozen_ranker": {
-        "epochs": 1,
+        "epochs": 5,
         "batch_size": 128,
-        "encoder_learning_rate": 1e-4,
-        "cross_learning_rate": 1e-4,
-        "classifier_learning_rate": 1e-4,
+        "encoder_learning_rate": 3e-4,
+        "cross_learning_rate": 3e-4,
+        "classifier_learning_rate": 2e-3,
         "negatives": 32,
         "positives": 8,
         "random_negatives": 32,
@@ -80,6 +80,7 @@ FROZEN: dict[str, Any] = {
     },
     "classifier_init": "siamese",
     "ranker": {"epochs": 0},
+    "image_dropout": 0.5,
     "evaluate_epochs": 10,
 }
 

@@ -29,7 +29,7 @@ from mufin.training.checkpoint import (
     load_state,
     save_run,
 )
-from mufin.training.config import RankerConfig, TrainConfig
+from mufin.training.config import RankerConfig, SiameseConfig, TrainConfig
 from mufin.training.curves import draw_curves
 from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
@@ -44,7 +44,7 @@ from mufin.training.mining import (
     clustered_batches,
     random_batches,
 )
-from mufin.training.model import BagAttention
+from mufin.training.model import BagAttention, ItemEncoder
 from mufin.training.preparation import (
     TrainingData,
     new_network,
@@ -92,7 +92,7 @@ def train(
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     if config.combination.folds:
-        kept = shared or folder / "cache"
+        kept = shared or folder / "cache" / "shared"
 
         def train_fold(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
             return train(part, own, to, reporter, workers, device, kept)
@@ -108,7 +108,8 @@ def train(
         tokenizer_json = tokenizer_json_of(catalogue, config)
         tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
         cache = folder / "cache" / str(workers.rank)
-        products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step)
+        kept = (shared or folder / "cache" / "shared") if workers.is_main else folder / "cache" / f"own-{workers.rank}"
+        products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step, kept)
         data = training_data(catalogue, products, labels)
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
         session = Session(config, model, device, folder, reporter, workers, identity)
@@ -125,8 +126,6 @@ def train(
             reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
         if resumed is None:
             fit_words(session, data)
-        kept = (shared or folder / "cache") / str(workers.rank)
-        kept.mkdir(parents=True, exist_ok=True)
         data = with_frozen_backbones(session, data, cache, kept)
         for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
             here = resumed if resumed is not None and resumed.module == module else None
@@ -169,8 +168,7 @@ def train_siamese(session: Session, data: TrainingData, resumed: TrainState | No
     def loss(rows: Int64Array, random: np.random.Generator) -> Tensor:
         return siamese_loss(session, data, rows, random)
 
-    parameters = [p for p in model.encoder.parameters() if p.requires_grad]
-    groups = [Group(parameters, settings.learning_rate, settings.weight_decay)]
+    groups = siamese_groups(model.encoder, settings)
     if settings.classifier_weight:
         own = list(model.classifiers.parameters())
         groups.append(Group(own, settings.classifier_learning_rate, 0.0, config.sparse_classifiers))
@@ -181,6 +179,17 @@ def train_siamese(session: Session, data: TrainingData, resumed: TrainState | No
     model.train()
     run_module(session, module, resumed)
     session.clusters, session.positives = [], []
+
+
+def siamese_groups(encoder: ItemEncoder, settings: SiameseConfig) -> list[Group]:
+    """What is trained of the encoder; pretrained layers at a rate of their own where one is set."""
+    pretrained = {id(p) for part in (encoder.text, encoder.image) for p in part.backbone.parameters()}
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    if settings.backbone_learning_rate is None:
+        return [Group(trained, settings.learning_rate, settings.weight_decay)]
+    rates = (settings.learning_rate, settings.backbone_learning_rate)
+    parts = [[p for p in trained if (id(p) in pretrained) == inside] for inside in (False, True)]
+    return [Group(part, rate, settings.weight_decay) for part, rate in zip(parts, rates, strict=True) if part]
 
 
 def _recluster(session: Session, data: TrainingData, random: np.random.Generator) -> None:

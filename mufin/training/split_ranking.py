@@ -19,10 +19,17 @@ from mufin.training.encode import encode_items
 from mufin.training.evaluation import RankedSplit, check_labels, encode_labels, rank_candidates, score_candidates
 from mufin.training.item_arrays import prepare
 from mufin.training.progress import Reporter
+from mufin.training.stored_features import frozen_features
 
 
-def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size: int | None = None) -> RankedSplit:
-    """Rank a catalogue's split with a finished run. Raises CheckpointError when the labels are others."""
+def rank_split(
+    run_path: Path, catalogue: Catalogue, split: str, shortlist_size: int | None = None, *, combine: bool = True,
+    shared: Path | None = None,
+) -> RankedSplit:  # fmt: skip
+    """Rank a catalogue's split with a finished run. Raises CheckpointError when the labels are others.
+
+    ``combine=False``: fuse the network's two scores even where the run has a combination. ``shared``: as in ``train``.
+    """
     run = load_run(run_path)
     check_labels(run, catalogue)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,7 +37,10 @@ def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size:
     tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
     rows = catalogue.splits[split].products
     with TemporaryDirectory() as folder, Reporter() as reporter:
-        products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step)
+        kept = shared or Path(folder)
+        products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step, kept)
+        encoder = run.model.encoder
+        products, labels = frozen_features(encoder, run.config, products, labels, device, Path(folder), kept)
         frequency = catalogue.splits["train"].relevance.label_frequency()
         size = run.config.encode_batch_size
         bags = Path(folder) / "bags.npy"
@@ -38,7 +48,7 @@ def rank_split(run_path: Path, catalogue: Catalogue, split: str, shortlist_size:
         queries = encode_items(run.model.encoder, products, rows, size, device)
         forbidden = forbidden_pairs(catalogue).select(rows)
         wanted = shortlist_size or run.score_spec.shortlist_size
-        if run.evidence is None:
+        if run.evidence is None or not combine:
             candidates = score_candidates(run.model, queries, encoded, forbidden, wanted, device)
         else:
             words = run.evidence.words.rows([item.title for item in catalogue.products])

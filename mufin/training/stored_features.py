@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mufin.inputs import FloatArray
+from mufin.training.config import TrainConfig
 from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
     image_vectors,
@@ -24,7 +26,7 @@ from mufin.training.encode import (
 )
 from mufin.training.item_arrays import ItemArrays
 from mufin.training.loop import Session
-from mufin.training.model import backbone_width
+from mufin.training.model import ItemEncoder, backbone_width
 from mufin.training.preparation import (
     TrainingData,
 )
@@ -58,25 +60,34 @@ def with_stored_features(session: Session, data: TrainingData, cache: Path) -> T
 
 
 def with_frozen_backbones(session: Session, data: TrainingData, cache: Path, shared: Path) -> TrainingData:
-    """Features of encoders whose every layer is frozen, computed once and kept on disk for the whole training.
+    """``frozen_features`` of a training's products and labels."""
+    found = frozen_features(
+        session.model.encoder, session.config, data.products, data.labels, session.device, cache, shared
+    )
+    return replace(data, products=found[0], labels=found[1])
+
+
+def frozen_features(
+    encoder: ItemEncoder, config: TrainConfig, products: ItemArrays, labels: ItemArrays, device: torch.device,
+    cache: Path, shared: Path,
+) -> tuple[ItemArrays, ItemArrays]:  # fmt: skip
+    """Products and labels with the features of encoders whose every layer is frozen, computed once and kept on disk.
 
     What a backbone says of titles or images depends on nothing else: it lies in ``shared`` under the hash of both, where
-    other trainings find it.
+    other trainings find it; what the network made of it lies in ``cache``.
     """
-    config, encoder = session.config, session.model.encoder
-    products, labels = data.products, data.labels
-    same = labels is products
+    same, size = labels is products, config.encode_batch_size
     if config.image.trainable_layers == 0 and products.image_count:
-        features = _image_features(session, products, shared)
+        features = _image_features(encoder, products, size, device, shared)
         products, labels = replace(products, image_features=features), replace(labels, image_features=features)
     if config.text.trainable_layers == 0:
         backbone = _hash_of(encoder.text.backbone, str(encoder.text.words is None))
-        own = _title_features(session, products, backbone, shared, cache / "product-features.npy")
+        own = _title_features(encoder, products, backbone, size, device, shared, cache / "product-features.npy")
         products = replace(products, title_features=own)
         if not same:
-            own = _title_features(session, labels, backbone, shared, cache / "label-features.npy")
+            own = _title_features(encoder, labels, backbone, size, device, shared, cache / "label-features.npy")
         labels = replace(labels, title_features=own)
-    return replace(data, products=products, labels=products if same else labels)
+    return products, products if same else labels
 
 
 def fit_words(session: Session, data: TrainingData) -> None:
@@ -92,39 +103,39 @@ def fit_words(session: Session, data: TrainingData) -> None:
     session.spend("words", began)
 
 
-def _title_features(session: Session, items: ItemArrays, backbone: str, shared: Path, path: Path) -> FloatArray:
+def _title_features(
+    encoder: ItemEncoder, items: ItemArrays, backbone: str, size: int, device: torch.device, shared: Path, path: Path
+) -> FloatArray:
     """(N, width): the sentence of ``shared``, and beside it the words as they are fitted now, at ``path``."""
-    text, size, device = session.model.encoder.text, session.config.encode_batch_size, session.device
+    text = encoder.text
     kept = shared / f"sentences-{_hash_of(items.token_ids, items.token_counts, backbone)}.npy"
     if not kept.is_file():
         width = backbone_width(text.backbone)
-        atomic_write(
-            kept, lambda to: store_titles(session.model.encoder, items, width, size, device, to, text.sentence)
-        )
+        atomic_write(kept, lambda to: store_titles(encoder, items, width, size, device, to, text.sentence))
     sentences: FloatArray = np.load(kept, mmap_mode="r")
     if text.words is None:
         return sentences
     words = text.words
-    own = store_titles(session.model.encoder, items, words.width, size, device, path.with_suffix(".words.npy"), words)
+    own = store_titles(encoder, items, words.width, size, device, path.with_suffix(".words.npy"), words)
     joined = allocate(path, np.float32, (len(items), text.width))
     joined[:, : sentences.shape[1]] = sentences
     joined[:, sentences.shape[1] :] = own
     return joined
 
 
-def _image_features(session: Session, items: ItemArrays, shared: Path) -> FloatArray:
+def _image_features(
+    encoder: ItemEncoder, items: ItemArrays, size: int, device: torch.device, shared: Path
+) -> FloatArray:
     """(U, width) of ``shared``."""
-    encoder, image = session.model.encoder, session.model.encoder.image
+    image = encoder.image
     kept = shared / f"images-{_hash_of(items.pixels, _hash_of(image.backbone, str((image.mean, image.std))))}.npy"
     if not kept.is_file():
-        size, width = session.config.encode_batch_size, backbone_width(image.backbone)
-        atomic_write(
-            kept,
-            lambda to: store_images(
-                encoder, items, width, size, session.device, to,
-                lambda pixels: image.features(image.normalise(pixels)),
-            ),
-        )  # fmt: skip
+
+        def features(pixels: Tensor) -> Tensor:
+            return image.features(image.normalise(pixels))
+
+        width = backbone_width(image.backbone)
+        atomic_write(kept, lambda to: store_images(encoder, items, width, size, device, to, features))
     found: FloatArray = np.load(kept, mmap_mode="r")
     return found
 

@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 import scipy.sparse
 import torch
-from scipy.sparse.linalg import svds
+from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
-from mufin.inputs import Int64Array
+from mufin.inputs import FloatArray, Int64Array
 
 PAIR_BUCKETS = 1 << 20
 """Pairs of tokens share a table by hash; a known pair meets an unknown one in some 2 % of the cases."""
@@ -24,6 +24,7 @@ _LEAST = 2
 _MOST_TITLES = 100_000
 """Titles that the vectors are fitted on at the most; a seeded sample of more."""
 _HASH = 31_337
+_OVERSAMPLING, _POWER_STEPS = 32, 3
 
 
 class WordVectors(nn.Module):
@@ -111,10 +112,35 @@ def fit_word_vectors(
     table = np.zeros((len(known) + 1, width), dtype=np.float32)
     directions = min(width, min(matrix.shape) - 1)
     if directions >= 1:
-        start = random.standard_normal(min(matrix.shape)).astype(np.float32)
-        _, _, right = svds(matrix, k=directions, v0=start)
-        table[1:, :directions] = (right[::-1] * idf).T
+        table[1:, :directions] = _right_singular_vectors(matrix, directions, random) * idf[:, None]
     bucket_rows = np.zeros(2 * PAIR_BUCKETS, dtype=np.int32)
     bucket_rows[known] = np.arange(1, len(known) + 1)
     squares = np.concatenate([[0.0], idf * idf]).astype(np.float32)
     return torch.from_numpy(bucket_rows), torch.from_numpy(table), torch.from_numpy(squares)
+
+
+def _right_singular_vectors(
+    matrix: scipy.sparse.csr_matrix[Any], count: int, random: np.random.Generator
+) -> FloatArray:
+    """(V, count), the leading ones first, by subspace iteration from a random start (Halko et al. 2011)."""
+    width = min(count + _OVERSAMPLING, *matrix.shape)
+    transposed = scipy.sparse.csr_matrix(matrix.T)
+    space = np.asarray(matrix @ random.standard_normal((matrix.shape[1], width)).astype(np.float32))
+    for _ in range(_POWER_STEPS):
+        space = _orthonormal(np.asarray(matrix @ _orthonormal(np.asarray(transposed @ _orthonormal(space)))))
+    projected = np.asarray(transposed @ space)
+    strengths, rotation = np.linalg.eigh((projected.T @ projected).astype(np.float64))
+    leading = np.argsort(-strengths)[:count]
+    scale = np.sqrt(np.maximum(strengths[leading], 1e-12))
+    return np.asarray(projected @ (rotation[:, leading] / scale), dtype=np.float32)
+
+
+def _orthonormal(columns: FloatArray) -> FloatArray:
+    """By the Cholesky factor of the Gram matrix, some ten times as fast as QR; QR where columns depend on each other."""
+    own = columns.astype(np.float64)
+    gram = own.T @ own
+    try:
+        factor = np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.qr(columns)[0], dtype=np.float32)
+    return np.asarray(solve_triangular(factor, own.T, lower=True).T, dtype=np.float32)

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from bench.plain_baselines import FIGURES, KernelRidge, NearestProducts, Popularity, choose, main, measure, problem
+from bench.plain_baselines import (
+    FIGURES,
+    KernelRidge,
+    NearestProducts,
+    Popularity,
+    Titles,
+    choose,
+    families,
+    main,
+    measure,
+    problem,
+)
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.relevance import Relevance
 from mufin.significance import Bootstrap
@@ -32,21 +43,33 @@ TRAINING = unit([1, 0, 0], [0, 1, 0], [0, 1, 1])
 RELEVANCE = csr_matrix(np.array([[1, 0, 1], [0, 1, 0], [0, 1, 1]], np.float32))
 
 
+def titles(queries: csr_matrix, sentences: int = 0) -> Titles:
+    """Queries beside the three training products; sentences are rows of the identity."""
+    count = queries.shape[0]
+    return Titles(
+        queries,
+        TRAINING,
+        RELEVANCE,
+        np.eye(3, sentences, dtype=np.float32)[:count],
+        np.eye(3, sentences, dtype=np.float32),
+    )
+
+
 def test_popularity_is_the_training_frequency() -> None:
     """The same for every query."""
-    scores = Popularity().scores(unit([1, 0, 0], [0, 0, 1]), TRAINING, RELEVANCE)
+    scores = Popularity().scores(titles(unit([1, 0, 0], [0, 0, 1])))
     assert scores.tolist() == [[1, 2, 2], [1, 2, 2]]
 
 
 def test_the_nearest_product_gives_its_labels() -> None:
     """One neighbour: its labels alone; more: weights by cosine."""
     query = unit([0.1, 1, 0])
-    alone = NearestProducts(1, 10.0).scores(query, TRAINING, RELEVANCE)
+    alone = NearestProducts("TF-IDF", 1, 10.0).scores(titles(query))
     assert (alone[0] > 0).tolist() == [False, True, False]
     cosines = np.asarray((query @ TRAINING.T).todense())[0]
     weights = np.exp(10.0 * (cosines - cosines.max()))
     expected = weights @ np.asarray(RELEVANCE.todense())
-    found = NearestProducts(50, 10.0).scores(query, TRAINING, RELEVANCE)[0]
+    found = NearestProducts("TF-IDF", 50, 10.0).scores(titles(query))[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -55,8 +78,27 @@ def test_ridge_solves_the_regularised_least_squares() -> None:
     x, y = np.asarray(TRAINING.todense()), np.asarray(RELEVANCE.todense())
     primal = np.linalg.solve(x.T @ x + 0.3 * np.eye(3), x.T @ y)
     query = unit([1, 2, 0])
-    found = KernelRidge(0.3).scores(query, TRAINING, RELEVANCE)
+    found = KernelRidge("TF-IDF", 0.3).scores(titles(query))
     np.testing.assert_allclose(found, np.asarray(query.todense()) @ primal, atol=1e-5)
+
+
+def test_both_kernels_are_joined_evenly() -> None:
+    """A query whose words say one product and whose sentence says another gives both the same vote."""
+    posed = titles(unit([0, 0.001, 1.0]), sentences=3)
+    cosines = 0.5 * (posed.word_cosines() + posed.sentence_cosines())
+    expected = np.exp(5.0 * (cosines - cosines.max())) @ np.asarray(RELEVANCE.todense())
+    found = NearestProducts("TF-IDF + sentence", 3, 5.0).scores(posed)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    alone = NearestProducts("sentence", 1, 5.0).scores(posed)
+    assert (alone[0] > 0).tolist() == [True, False, True]
+
+
+def test_methods_depend_on_what_is_there() -> None:
+    """Without an encoder no sentences; with everything all that one would use instead."""
+    names = [family[0].describe().split(" (")[0] for family in families(False, None)]
+    assert names == ["popularity", "TF-IDF nearest products", "TF-IDF kernel ridge"]
+    more = [family[0].describe().split(" (")[0] for family in families(True, Path("python"))]
+    assert set(names) < set(more) and "PECOS XR-Linear" in more and "TF-IDF + sentence kernel ridge" in more
 
 
 def test_forbidden_pairs_are_never_ranked(catalogue: Catalogue) -> None:

@@ -1,0 +1,214 @@
+"""MUFIN, its ablations and the plain baselines on the same products: one table a catalogue (make bench-accuracy).
+
+    python -m bench.accuracy [--catalogues NAME ...] [--seeds 3] [--encoder FOLDER] [--pecos PYTHON] [--out FILE]
+                             [--fine-tune LAYERS] [--smoke]
+
+Catalogues: the built-in shop's two, and those of MUFIN_DATA_DIR (default ../shared/data), which are left out with the
+reason where they are absent. MUFIN is trained by the recommended recipe (mufin-train --config auto); ikea is scored by
+5-fold cross-validation over its products, a seed a fold, the others with ``--seeds`` seeds. What frozen encoders say is
+computed once and shared by every training; ``--fine-tune`` trains the title encoder's last layers, too. Settings of the
+baselines are chosen on training products. Every row is compared with the full model in pairs, product by product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, without_images, without_titles
+from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
+from mufin.catalogue import Catalogue, forbidden_pairs, read_catalogue
+from mufin.datasets.shop import build_shop
+from mufin.metrics import RowScores, remove_from_relevance, score_rows
+from mufin.significance import Bootstrap, compare, intervals
+from mufin.training.auto import installed_sentence_encoder, recommend
+from mufin.training.config import build_config
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
+
+REAL = ("ikea", "myntra_queries", "amazon_intents", "amazon_sessions")
+FOLDED = {"ikea": 5}
+"""260 validation products alone have a standard error of 2.8 points."""
+FULL = "full MUFIN"
+_SMOKE = ("siamese.epochs=1", "siamese.random_epochs=1", "frozen_ranker.epochs=1", "combination.folds=2")
+_PLAIN = "combination.folds=0"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training of its own, and the rows that are read off it."""
+
+    rows: tuple[tuple[str, str], ...]
+    """(ranking, name of the row); ranking ``fusion``: the network's two scores without the combination"""
+    changes: tuple[str, ...] = ()
+    titles: bool = True
+    images: bool = True
+
+
+def variants(pictured: bool) -> list[Variant]:
+    """The full model, and what is left when a part is taken out."""
+    found = [
+        Variant((("full", FULL), ("fusion", "network alone"), ("shortlist", "network without classifiers"))),
+        Variant((("full", "network without cross-attention"),), (_PLAIN, "network.cross_attention=false")),
+        Variant((("full", "network without self-attention"),), (_PLAIN, "network.self_attention=false")),
+    ]
+    if pictured:
+        found.append(Variant((("full", "full, title only"), ("fusion", "network, title only")), images=False))
+        changes = (_PLAIN, "network.word_vectors=0")
+        found.append(Variant((("full", "network, image only"),), changes, titles=False))
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How everything is measured."""
+
+    shared: Path
+    """Where frozen encoders' features are kept"""
+    encoder: str | None
+    pecos: Path | None
+    changes: tuple[str, ...]
+    """Of every config"""
+
+    def network_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
+        """Train every variant on a part and score it."""
+        pictured = any(item.images for item in part.catalogue.products)
+        for variant in variants(pictured):
+            began, own = time.monotonic(), part.catalogue
+            own = own if variant.images else without_images(own)
+            own = own if variant.titles else without_titles(own)
+            config = build_config(
+                recommend(own, self.encoder).values, [f"seed={part.seed}", *self.changes, *variant.changes]
+            )
+            with tempfile.TemporaryDirectory() as scratch:
+                run = Path(scratch) / "run"
+                train(own, config, run, Reporter(quiet=True), shared=self.shared)
+                for ranking, row in variant.rows:
+                    name, combine = ("full", False) if ranking == "fusion" else (ranking, True)
+                    found = rank_split(run, own, SCORED, combine=combine, shared=self.shared)
+                    yield row, score_rows(found.rows[name], _right(own))
+            print(f"  {variant.rows[0][1]}, seed {part.seed}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def baseline_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
+        """Every baseline, its settings chosen on a part of the training products and fitted to all of them.
+
+        Training and validation products together: a baseline needs no validation split.
+        """
+        began, catalogue = time.monotonic(), part.catalogue
+        sentences = None if self.encoder is None else encoded_titles(catalogue, self.encoder, self.shared)
+        train_split, scored = catalogue.splits["train"], catalogue.splits[SCORED]
+        posed = problem(
+            catalogue, train_split.products, train_split.relevance, scored.products, scored.relevance, sentences
+        )
+        for baseline in choose(catalogue, 0, sentences, self.pecos):
+            yield baseline.describe().split(" (")[0], score_rows(posed.ranking(baseline), posed.right)
+        print(f"  baselines: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def measure(name: str, catalogue: Catalogue, bench: Bench, seeds: int) -> dict[str, Any]:
+    """Every row's figures with their intervals, spread over seeds, and paired differences of the full model."""
+    folds = FOLDED.get(name, 0)
+    parts = parts_of(catalogue, seeds, folds)
+    found: dict[str, list[RowScores]] = {}
+    for number, part in enumerate(parts):
+        if folds or number == 0:  # a baseline knows no seed
+            for row, scores in bench.baseline_rows(part):
+                found.setdefault(row, []).append(scores)
+        for row, scores in bench.network_rows(part):
+            found.setdefault(row, []).append(scores)
+    joined = {row: (concatenated if folds else average)(scores) for row, scores in found.items()}
+    rows = []
+    for row, scores in joined.items():
+        around, paired = intervals(scores, Bootstrap()), compare(joined[FULL], scores, Bootstrap())
+        spread = [own.values() for own in found[row]]
+        rows.append(
+            {
+                "row": row,
+                **{f: {**asdict(around[f]), "sd": float(np.std([s[f] for s in spread]))} for f in FIGURES},
+                "full_less_this": {f: asdict(paired[f]) for f in FIGURES},
+            }
+        )
+    return {"catalogue": name, "parts": f"{folds} folds" if folds else f"{seeds} seeds", "rows": rows}
+
+
+def _right(catalogue: Catalogue) -> Any:
+    split = catalogue.splits[SCORED]
+    return remove_from_relevance(split.relevance, forbidden_pairs(catalogue).select(split.products))
+
+
+def table(found: dict[str, Any]) -> str:
+    """As text: value ± spread over seeds (or folds), and how far the full model is ahead in P@1."""
+    lines = [f"{found['catalogue']} ({found['parts']})"]
+    lines.append(f"  {'':<36}" + "".join(f"{name:>15}" for name in FIGURES) + "   full less this, P@1 [95 %]")
+    for row in found["rows"]:
+        cells = [f"{row[f]['value']:.3f} ± {row[f]['sd']:.3f}" for f in FIGURES]
+        ahead = row["full_less_this"]["P@1"]
+        last = "" if row["row"] == FULL else f"{ahead['difference']:+.3f} [{ahead['low']:+.3f}, {ahead['high']:+.3f}]"
+        lines.append(f"  {row['row'][:36]:<36}" + "".join(f"{cell:>15}" for cell in cells) + f"   {last}")
+    return "\n".join(lines)
+
+
+def catalogues(names: Sequence[str], scratch: Path, smoke: bool) -> Iterator[tuple[str, Catalogue]]:
+    """The built-in shop's and the real ones, by name; one that is absent is said and left out."""
+    build_shop(scratch, 150 if smoke else 3000, 0)
+    for name in ("products", "queries"):
+        if name in names:
+            yield f"shop, {name}", read_catalogue(scratch / name)
+    home = Path(os.environ.get("MUFIN_DATA_DIR", "../shared/data"))
+    for name in REAL:
+        if name in names:
+            if (home / name).is_dir():
+                yield name, read_catalogue(home / name)
+            else:
+                print(f"{name}: left out, {home / name} is not there (MUFIN_DATA_DIR)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every catalogue, print a table each, write the JSON after each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    everything = ("products", "queries", *REAL)
+    parser.add_argument("--catalogues", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--encoder", default=installed_sentence_encoder(), help="pretrained title encoder; '': none")
+    parser.add_argument("--pecos", type=Path, metavar="PYTHON", help="an interpreter that has libpecos")
+    parser.add_argument(
+        "--fine-tune", type=int, metavar="LAYERS", help="train so many layers of the title encoder, too"
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="a small shop, one epoch: whether it runs")
+    options = parser.parse_args(arguments)
+    changes: tuple[str, ...] = _SMOKE if options.smoke else ()
+    if options.fine_tune:
+        changes += (
+            f"text.trainable_layers={options.fine_tune}", "siamese.backbone_learning_rate=5e-5",
+            "siamese.label_negatives=0",
+        )  # fmt: skip
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch) / "features", options.encoder or None, options.pecos, changes)
+        wanted = ("products",) if options.smoke else options.catalogues
+        for name, catalogue in catalogues(wanted, Path(scratch) / "shop", options.smoke):
+            began = time.monotonic()
+            found = measure(name, catalogue, bench, 1 if options.smoke else options.seeds)
+            found["seconds"] = round(time.monotonic() - began)
+            results.append(found)
+            print(table(found) + f"\n  in {found['seconds']} s", flush=True)
+            if options.out:
+                options.out.write_text(
+                    json.dumps({"encoder": bool(options.encoder), "results": results}, indent=1)
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""The accuracy bench: nothing is scored that was trained on, modalities are really gone, seeds and folds are put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.accuracy import FULL, catalogues, table, variants
+from bench.accuracy_parts import SCORED, average, concatenated, parts_of, without_images, without_titles
+from mufin.catalogue import Catalogue, read_catalogue
+from mufin.metrics import score_rows
+from mufin.relevance import Relevance
+from mufin.training.config import build_config
+from tests.catalogue_factory import make_tiny_catalogue
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Train and valid, no test."""
+    found = read_catalogue(make_tiny_catalogue(tmp_path_factory.mktemp("catalogue") / "tiny", 100))
+    return replace(found, splits={name: own for name, own in found.splits.items() if name != "test"})
+
+
+def test_valid_is_scored_and_validation_comes_from_training(catalogue: Catalogue) -> None:
+    """Where there is no test split; the seeds share one split."""
+    parts = parts_of(catalogue, seeds=3, folds=0)
+    assert [part.seed for part in parts] == [0, 1, 2]
+    splits = parts[0].catalogue.splits
+    assert splits[SCORED].products.tolist() == catalogue.splits["valid"].products.tolist()
+    train, valid = set(splits["train"].products.tolist()), set(splits["valid"].products.tolist())
+    assert train | valid == set(catalogue.splits["train"].products.tolist()) and not train & valid
+
+
+def test_folds_score_every_product_once_and_train_on_none_of_theirs(catalogue: Catalogue) -> None:
+    """With the relevance they had."""
+    parts = parts_of(catalogue, seeds=3, folds=4)
+    everything = np.concatenate([own.products for own in catalogue.splits.values()])
+    scored = np.concatenate([part.catalogue.splits[SCORED].products for part in parts])
+    assert sorted(scored.tolist()) == sorted(everything.tolist())
+    train = catalogue.splits["train"]
+    for part in parts:
+        splits = part.catalogue.splits
+        seen = set(splits["train"].products.tolist()) | set(splits["valid"].products.tolist())
+        assert not seen & set(splits[SCORED].products.tolist())
+        for place, row in enumerate(splits[SCORED].products):
+            known = np.flatnonzero(train.products == row)
+            if len(known):
+                expected = train.relevance.row(int(known[0]))
+                assert splits[SCORED].relevance.row(place).tolist() == expected.tolist()
+
+
+def test_a_modality_is_left_out_where_another_is_there(catalogue: Catalogue) -> None:
+    """No item is left with nothing."""
+    for changed, gone in ((without_images(catalogue), "images"), (without_titles(catalogue), "title")):
+        for before, after in zip(catalogue.products, changed.products, strict=True):
+            assert after.title or after.images
+            if before.title and before.images:
+                assert not getattr(after, gone)
+
+
+def figures(first: list[int], second: list[int]) -> tuple[np.ndarray, Relevance]:
+    """Two products' best labels; label 0 is right for both."""
+    relevance = Relevance.from_pairs(np.arange(2), np.zeros(2, np.int64), 2, 4)
+    return np.array([first, second]), relevance
+
+
+def test_seeds_are_averaged_and_folds_put_one_after_the_other() -> None:
+    """One seed finds the first product's label, the other both."""
+    one = score_rows(*figures([0, 1, 2], [1, 2, 3]))
+    two = score_rows(*figures([0, 1, 2], [0, 2, 3]))
+    assert average([one, two]).values()["P@1"] == pytest.approx(0.75)
+    both = concatenated([one, two])
+    assert both.values()["P@1"] == pytest.approx(0.75) and both.row_count == 4 and len(set(both.rows.tolist())) == 4
+    with pytest.raises(ValueError, match="different products"):
+        average([one, replace(two, rows=two.rows + 1)])
+
+
+def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
+    """What the table promises."""
+    names = {row for variant in variants(True) for _, row in variant.rows}
+    assert {FULL, "network without classifiers", "network without cross-attention"} <= names
+    assert {"network without self-attention", "full, title only", "network, image only"} <= names
+    assert not any("image" in row or "title" in row for variant in variants(False) for _, row in variant.rows)
+    for variant in variants(True):
+        build_config("frozen", ["text.name=some/encoder", *variant.changes])
+
+
+def test_an_absent_catalogue_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the others go on."""
+    monkeypatch.setenv("MUFIN_DATA_DIR", str(tmp_path / "nowhere"))
+    found = [name for name, _ in catalogues(["products", "ikea"], tmp_path / "shop", smoke=True)]
+    assert found == ["shop, products"]
+    assert "ikea: left out" in capsys.readouterr().out
+
+
+def test_the_table_says_how_far_the_full_model_is_ahead() -> None:
+    """Value, spread and interval."""
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "sd": 0.01}
+    ahead = {"difference": 0.1, "low": 0.05, "high": 0.15, "share_above_zero": 1.0}
+    names = ("P@1", "P@3", "P@5", "R@10")
+    rows = [
+        {"row": row, **dict.fromkeys(names, figure), "full_less_this": dict.fromkeys(names, ahead)}
+        for row in (FULL, "popularity")
+    ]
+    text = table({"catalogue": "tiny", "parts": "3 seeds", "rows": rows})
+    assert "0.500 ± 0.010" in text and text.count("+0.100 [+0.050, +0.150]") == 1
