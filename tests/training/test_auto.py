@@ -15,7 +15,7 @@ from tests.catalogue_factory import make_tiny_catalogue
 
 
 @pytest.mark.parametrize(
-    ("training", "folds", "batch"), [(500, 5, 256), (8_000, 4, 512), (90_000, 3, 512), (MOST_PRODUCTS + 1, 0, 1023)]
+    ("training", "folds", "batch"), [(500, 4, 256), (8_000, 3, 512), (90_000, 3, 512), (MOST_PRODUCTS + 1, 0, 1023)]
 )
 @pytest.mark.parametrize("encoder", ["some/encoder", None])
 def test_every_size_has_a_recipe(training: int, folds: int, batch: int, encoder: str | None) -> None:
