@@ -170,6 +170,21 @@ image-train: ## the image that trains and exports, docker/Dockerfile.train
 test-deploy: $(VENV)/.dev-installed ## build the image and run it hardened (needs a container engine)
 	DOCKER=$(DOCKER) BASE_IMAGE=$(BASE_IMAGE) $(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_OPTIONS)
 
+.PHONY: compose-up compose-down image-bundles
+SECRETS := $(DEMO)/secrets
+# One random key for the demo; the service is given its SHA-256 only (docs/operations.md).
+$(SECRETS)/api-keys:
+	@mkdir -p $(SECRETS) && umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $(SECRETS)/key
+	@$(PYTHON) -c "import hashlib, sys; key = open(sys.argv[1]).read().strip(); print('demo:' + hashlib.sha256(key.encode()).hexdigest() + ':recommend+bid-queries+admin')" $(SECRETS)/key > $@
+compose-up: $(SECRETS)/api-keys ## the service, Redis, pictures and the demo bundles on this machine, by Docker Compose
+	BASE_IMAGE=$(BASE_IMAGE) $(DOCKER) compose up --build --wait --detach
+	@echo "http://127.0.0.1:$${MUFIN_PORT:-8080}/docs  key: $$(cat $(SECRETS)/key)"
+compose-down: ## end what compose-up started; volumes stay
+	$(DOCKER) compose --profile grafana down
+image-bundles: ## the demo's bundles as an image of files, and as one with a cp
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle --build-context bundles=$(DEMO)/bundles -t mufin-bundles .
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle --build-context bundles=$(DEMO)/bundles --target carrier -t mufin-bundles:carrier --build-arg BASE=$(BASE_IMAGE) .
+
 .PHONY: clean clean-all
 clean: ## remove what the demo made and the caches; .venv stays
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Serves the images of one catalogue folder over HTTP on the loopback interface, for demonstrations and tests.
+"""Serves the images of one catalogue folder over HTTP, for demonstrations and tests; on the loopback interface unless told.
 
 Knows no titles and no service; nothing but files under ``images/`` is handed out, nothing is listed.
 """
@@ -25,12 +25,12 @@ class PictureServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, host: str = "127.0.0.1") -> None:
         """Port 0 takes a free one, see ``url``. FileNotFoundError without an images folder."""
         if not (folder / IMAGES_FOLDER).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {IMAGES_FOLDER}; give a catalogue with pictures")
         self.folder = folder.resolve()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__((host, port), _Handler)
 
     @property
     def url(self) -> str:
@@ -81,10 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m mufin.datasets.picture_server FOLDER --port N``; SIGINT and SIGTERM end it."""
     parser = argparse.ArgumentParser(prog="python -m mufin.datasets.picture_server", description=__doc__)
     parser.add_argument("folder", type=Path, help="catalogue folder")
-    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        server = PictureServer(options.folder, options.port)
+        server = PictureServer(options.folder, options.port, options.host)
     except OSError as error:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
