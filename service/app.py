@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -30,6 +31,10 @@ from service.problems import problem_response, status_response
 from service.schemas import BatchAnswer, BatchRequest, RecommendAnswer, RecommendRequest
 from service.settings import Settings
 from service.telemetry import get_logger
+
+# What a page in a browser may send and read, where its origin is allowed at all.
+_CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms")
+_CORS_ANSWER_HEADERS = ("Retry-After", "X-Request-ID")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,6 +66,15 @@ def create_app(settings: Settings, open_model: OpenModel = open_from_disk) -> Fa
     _add_admin(app, parts, answering)
     _add_documents(app, parts)
     _add_problems(app, answering)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+            allow_credentials=False,
+        )
     app.add_middleware(
         RequestMiddleware,
         lifecycle=parts.lifecycle,

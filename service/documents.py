@@ -39,7 +39,7 @@ _PROBLEMS = {
     413: "Body over the limit",
     415: "Body is not JSON",
     422: "Invalid input, or nothing usable is left of it: every fault with its JSON pointer",
-    429: "Too much work is waiting; see Retry-After",
+    429: "Too much work is waiting, or the API key's rate is used up; see Retry-After",
     503: "Not ready, or stopping",
     504: "The deadline passed before even a shortlist was there",
     500: "A defect of ours",
