@@ -114,7 +114,7 @@ docs: $(VENV)/.dev-installed ## links, addresses and paths in the repository
 	$(BIN)/python -m pytest -q tests/test_repository.py
 
 .PHONY: audit lock fuzz
-fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses and pictures: no error but the stated ones, no private address, no hang
+fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses, pictures and requests each: no error but the stated ones, no private address, no hang, no leak
 	$(BIN)/python -m tests.fuzz --cases 100000
 audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/serve.txt

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from mufin.errors import MufinError
 from service.answering import Answering
 from service.bundles import Endpoint, OpenModel, open_from_disk
-from service.documents import DOCS_PAGE, STATIC_FOLDER, complete, operation
+from service.documents import DOCS_PAGE, STATIC_FOLDER, admin_operation, complete, operation, probe_operation
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
 from service.middleware import RequestMiddleware
@@ -158,7 +158,7 @@ def _post(app: FastAPI, path: str, handler: Handler, document: dict[str, Any]) -
     )
 
 
-def _get(app: FastAPI, path: str, handler: Handler, summary: str) -> None:
+def _get(app: FastAPI, path: str, handler: Handler, document: dict[str, Any]) -> None:
     name = path.strip("/")
     app.add_api_route(
         path,
@@ -166,8 +166,8 @@ def _get(app: FastAPI, path: str, handler: Handler, summary: str) -> None:
         methods=["GET"],
         operation_id=name,
         name=name,
-        summary=summary,
-        response_class=PlainTextResponse,
+        response_class=Response,
+        openapi_extra=document,
         tags=["operation"],
     )
 
@@ -188,9 +188,10 @@ def _add_probes(app: FastAPI, parts: Parts) -> None:
     async def startupz(_: Request) -> Response:
         return told(lifecycle.started, lifecycle.phase.value)
 
-    _get(app, "/livez", livez, "Whether the process works; stays 200 while draining")
-    _get(app, "/readyz", readyz, "Whether to send requests here: bundles verified and warm, not draining")
-    _get(app, "/startupz", startupz, "Whether the start is over")
+    _get(app, "/livez", livez, probe_operation("Whether the process works; stays 200 while draining"))
+    ready = "Whether to send requests here: bundles verified and warm, not draining"
+    _get(app, "/readyz", readyz, probe_operation(ready))
+    _get(app, "/startupz", startupz, probe_operation("Whether the start is over"))
 
 
 def _add_admin(app: FastAPI, parts: Parts, answering: Answering) -> None:
@@ -202,8 +203,8 @@ def _add_admin(app: FastAPI, parts: Parts, answering: Answering) -> None:
         shown = {"bundles": [bundle.facts() for bundle in parts.open_bundles()]}
         return Response(orjson.dumps(shown), media_type="application/json")
 
-    _get(app, "/metrics", metrics, "For Prometheus")
-    _get(app, "/bundles", bundles, "Which bundles are open")
+    _get(app, "/metrics", metrics, probe_operation("For Prometheus", may_fail=False))
+    _get(app, "/bundles", bundles, admin_operation("Which bundles are open"))
 
 
 def _add_documents(app: FastAPI, parts: Parts) -> None:

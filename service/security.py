@@ -113,8 +113,9 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
 
 async def read_body(stream: AsyncIterator[bytes], content_length: str | None, max_bytes: int) -> bytes:
     """The body, never more than the limit in memory. Raises BodyTooLarge."""
-    if content_length is not None and content_length.isdigit() and int(content_length[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {content_length[:20]} bytes, allowed are {max_bytes}")
+    digits = content_length if content_length is not None and content_length.isascii() else ""
+    if digits.isdigit() and int(digits[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {digits[:20]} bytes, allowed are {max_bytes}")
     body = bytearray()
     async for chunk in stream:
         body += chunk

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """TCP port for /metrics and /bundles; unset: they stay on the main port."""
     keep_alive_seconds: int = Field(default=65, ge=1)
     """How long an idle connection is kept; above the load balancer's own (usually 60 s)."""
+    head_seconds: float = Field(default=10.0, gt=0)
+    """How long a request's head may take to arrive; then its connection is closed."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """After SIGTERM: how long to go on accepting, with readiness false and Connection: close."""
     finish_seconds: int = Field(default=25, ge=0)

@@ -103,7 +103,7 @@ async def _stream(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-@pytest.mark.parametrize("length", ["11", None, "5", "junk"])
+@pytest.mark.parametrize("length", ["11", None, "5", "junk", "\u00b2", "\u0661", "9" * 40])
 async def test_a_body_over_the_limit_is_refused_whatever_it_announces(length: str | None) -> None:
     """By Content-Length, and by counting."""
     with pytest.raises(BodyTooLarge):
