@@ -159,7 +159,12 @@ class BatchQueue:
             self._start_batches()
 
         items = [waiting.item for waiting in batch]
-        running = asyncio.get_running_loop().run_in_executor(self._pool, run_batch, stage.run, items)
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._pool, run_batch, stage.run, items)
+        except RuntimeError as error:  # no further thread is allowed: whoever waits must not wait for ever
+            for waiting in batch:
+                waiting.answer.set_exception(error)
+            return
         self._running[running] = began
         running.add_done_callback(finish)
 
@@ -171,9 +176,10 @@ def run_batch(run: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In])
         if len(results) != len(items):
             raise RuntimeError(f"{len(items)} items went in, {len(results)} results came out")
         return [*results]
-    except Exception as error:
+    except BaseException as error:
+        # An exit raised on a worker must end neither the worker nor, passed on, the event loop.
         if len(items) == 1:
-            return [error]
+            return [error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__} in a model call")]
     return [outcome for item in items for outcome in run_batch(run, [item])]
 
 
