@@ -113,11 +113,14 @@ imports: $(VENV)/.dev-installed ## who may import whom (docs/architecture.md)
 docs: $(VENV)/.dev-installed ## links, addresses and paths in the repository
 	$(BIN)/python -m pytest -q tests/test_repository.py
 
-.PHONY: audit lock fuzz
+.PHONY: audit lock fuzz sbom
 fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses, pictures and requests each: no error but the stated ones, no private address, no hang, no leak
 	$(BIN)/python -m tests.fuzz --cases 100000
-audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
+audit: $(VENV)/.dev-installed ## insecure calls in our code, known vulnerabilities in what serving installs
+	$(BIN)/bandit -q -c pyproject.toml -r mufin service model_export tools
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
+sbom: $(VENV)/.installed ## bill of materials of what serving installs: sbom.cdx.json (CycloneDX)
+	$(BIN)/python tools/sbom.py --only requirements/serve.txt > sbom.cdx.json
 lock: ## write requirements/*.txt anew (needs uv)
 	requirements/lock.sh
 

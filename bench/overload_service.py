@@ -6,8 +6,11 @@ outside Python's lock as theirs are. Everything else is the service as it is.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from service.bundles import Model, Verify, open_from_disk
 from service.settings import Settings
 
 _SIDE = 96
+_TELL_SECONDS = 1.0
 
 
 class Burner:
@@ -67,5 +71,13 @@ def _open(folder: Path, verify: Verify, threads: int, resident: bool) -> Model:
     return slowed(open_from_disk(folder, verify, threads, resident), title, image)
 
 
+def _tell_tasks() -> None:
+    """A line now and then with the number of asyncio tasks of this process."""
+    while True:
+        time.sleep(_TELL_SECONDS)
+        print(json.dumps({"event": "tasks", "tasks": len(asyncio.tasks._all_tasks)}), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_tell_tasks, daemon=True).start()
     sys.exit(serve(Settings(_cli_parse_args=sys.argv[1:]), _open))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,15 +34,21 @@ class ServiceProcess:
 
     process: subprocess.Popen[str]
     port: int
+    tasks: int = 0
+    """asyncio tasks, as told last"""
 
     def resident_mib(self) -> float:
         """What it holds in memory now."""
-        return float(psutil.Process(self.process.pid).memory_info().rss / (1 << 20))
+        return self._status("VmRSS") / 1024
 
     def counts(self) -> dict[str, int]:
         """Threads and open file handles."""
-        own = psutil.Process(self.process.pid)
-        return {"threads": own.num_threads(), "handles": own.num_fds()}
+        handles = sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        return {"threads": self._status("Threads"), "handles": handles}
+
+    def _status(self, name: str) -> int:
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 @contextmanager
@@ -61,26 +66,35 @@ def service_process(
         command = ["taskset", "-c", str(core), *command]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield ServiceProcess(process, _until_ready(process))
+            service = ServiceProcess(process, _until_ready(process))
+            threading.Thread(target=_read_on, args=(service,), daemon=True).start()
+            yield service
         finally:
             process.kill()
 
 
 def _until_ready(process: subprocess.Popen[str]) -> int:
-    """Its port, once it is ready; its log is read on by a thread, or the pipe would fill and hold it up."""
+    """Its port, once it is ready."""
     assert process.stderr is not None
-    port, until = 0, time.monotonic() + _START_SECONDS
+    port: int = 0
+    until = time.monotonic() + _START_SECONDS
     for line in process.stderr:
-        event = json.loads(line) if line.startswith("{") else {"event": line}
-        port = event.get("port", port)
+        event: dict[str, Any] = json.loads(line) if line.startswith("{") else {"event": line}
+        port = int(event.get("port", port))
         if event["event"] == "bundle_open":
             break
         if time.monotonic() > until:
             break
     else:
         raise RuntimeError(f"the service ended with exit code {process.wait()}")
-    threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
     return port
+
+
+def _read_on(service: ServiceProcess) -> None:
+    """Its log must be read on, or the pipe would fill and hold it up."""
+    for line in service.process.stderr or ():
+        if line.startswith('{"event": "tasks"'):
+            service.tasks = json.loads(line)["tasks"]
 
 
 def _jpegs(count: int) -> list[bytes]:
