@@ -122,9 +122,15 @@ class BatchQueue:
         """Age of the oldest batch a worker is busy with; 0 when all are free."""
         return time.monotonic() - min(self._running.values()) if self._running else 0.0
 
-    def estimated_wait_seconds(self) -> float:
-        """How long all that is promised or waiting will take, by the moving averages."""
-        items = ((max(stage.promised, len(stage.waiting)), stage.seconds_per_item) for stage in self._stages)
+    def estimated_wait_seconds(self, work: Mapping[Stage[Any, Any], int] | None = None) -> float:
+        """How long what is promised or waiting will take, by the moving averages.
+
+        ``work``: of one request; then only what goes before its last stage counts. A product whose vectors are known
+        passes those that wait for an encoder.
+        """
+        needed = [position for position, stage in enumerate(self._stages) if work is not None and work.get(stage, 0)]
+        before = self._stages if work is None else self._stages[: max(needed, default=-1) + 1]
+        items = ((max(stage.promised, len(stage.waiting)), stage.seconds_per_item) for stage in before)
         return sum(count * seconds for count, seconds in items) / self._workers
 
     def admit(self, work: Mapping[Stage[Any, Any], int], remaining_seconds: float) -> Ticket:
@@ -134,7 +140,7 @@ class BatchQueue:
         request's time. What has been accepted counts from here on, wherever it is: a picture that is still being
         fetched will need the worker as surely as one that waits for it.
         """
-        wait, items = self.estimated_wait_seconds(), sum(work.values())
+        wait, items = self.estimated_wait_seconds(work), sum(work.values())
         retry_after = max(1, math.ceil(wait))
         if self._waiting_items and self._waiting_items + items > self._max_waiting_items:
             detail = f"{self._waiting_items} items are waiting, {self._max_waiting_items} are allowed"
