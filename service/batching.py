@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,8 +54,6 @@ class Stage(Generic[In, Out]):
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
-    promised: int = 0
-    """Items of accepted requests that are not done, also those that have not come to the queue yet."""
 
     def fair_batch(self) -> int:
         """As many items as a batch may hold without holding up everybody else for long."""
@@ -67,24 +65,29 @@ class Stage(Generic[In, Out]):
 class Ticket:
     """The work promised to one accepted request; whatever is not done when it ends is taken back."""
 
-    def __init__(self, work: Mapping[Stage[Any, Any], int]) -> None:
-        self._left = dict(work)
-        for stage, items in work.items():
-            stage.promised += items
+    def __init__(self, work: Mapping[Stage[Any, Any], int], promised: Counter[Stage[Any, Any]]) -> None:
+        """``promised``: of all requests; this one's is added to it."""
+        self._left, self._promised = Counter(work), promised
+        promised.update(self._left)
 
     def done(self, stage: Stage[Any, Any]) -> None:
         """One item of a stage is done, or not needed after all."""
-        if self._left.get(stage, 0) > 0:
+        if self._left[stage] > 0:
             self._left[stage] -= 1
-            stage.promised -= 1
+            self._take_back(stage, 1)
 
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
         for stage, items in self._left.items():
-            stage.promised -= items
+            self._take_back(stage, items)
         self._left.clear()
+
+    def _take_back(self, stage: Stage[Any, Any], items: int) -> None:
+        self._promised[stage] -= items
+        if not self._promised[stage]:
+            del self._promised[stage]
 
 
 class BatchQueue:
@@ -96,6 +99,8 @@ class BatchQueue:
         self._max_waiting_items = max_waiting_items
         self._observe = observe
         self._stages: list[Stage[Any, Any]] = []
+        self._promised: Counter[Stage[Any, Any]] = Counter()
+        """Items of accepted requests that are not done, also those that have not come to the queue yet."""
         self._running: dict[asyncio.Future[Any], float] = {}
         self._waiting_items = 0
         self._stopped = False
@@ -128,10 +133,16 @@ class BatchQueue:
         ``work``: of one request; then only what goes before its last stage counts. A product whose vectors are known
         passes those that wait for an encoder.
         """
-        needed = [position for position, stage in enumerate(self._stages) if work is not None and work.get(stage, 0)]
-        before = self._stages if work is None else self._stages[: max(needed, default=-1) + 1]
-        items = ((max(stage.promised, len(stage.waiting)), stage.seconds_per_item) for stage in before)
-        return sum(count * seconds for count, seconds in items) / self._workers
+        order = self._stages.index
+        last = len(self._stages)
+        if work is not None:
+            last = max((order(stage) for stage, items in work.items() if items), default=-1)
+        seconds = 0.0
+        for stage in self._stages:
+            items = max(self._promised[stage], len(stage.waiting))
+            if items and order(stage) <= last:
+                seconds += items * stage.seconds_per_item
+        return seconds / self._workers
 
     def admit(self, work: Mapping[Stage[Any, Any], int], remaining_seconds: float) -> Ticket:
         """Take a request's work on, or refuse it before anything is done for it.
@@ -148,7 +159,7 @@ class BatchQueue:
         if wait > max(remaining_seconds * _WAIT_SHARE, remaining_seconds * _LONG_WAIT_SHARE - _LONG_WAIT_SECONDS):
             detail = f"the wait is about {wait:.1f} s, the request allows {remaining_seconds:.1f} s"
             raise Shed("wait_too_long", detail, retry_after)
-        return Ticket(work)
+        return Ticket(work, self._promised)
 
     async def submit(self, stage: Stage[In, Out], item: In) -> Out:
         """One item's result. Cancelling the caller takes the item out. Raises Shed, NotReady, what ``run`` raised."""

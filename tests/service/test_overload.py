@@ -64,11 +64,11 @@ async def test_pictures_count_while_they_are_being_fetched() -> None:
                 asyncio.ensure_future(client.post("/recommend", json=_product(n, url))) for n, url in enumerate(urls)
             ]
             await eventually(lambda: len(pictures.heads) == 4)
-            assert images.promised == 4
+            assert queue._promised[images] == 4
             refused = await client.post("/recommend", json=_product(9, f"{pictures.origin}/red.png"))
             assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
             assert [own.status_code for own in await asyncio.gather(*slow)] == [200] * 4
-            assert images.promised == 0
+            assert not queue._promised
             assert (await client.post("/recommend", json=_product(10, f"{pictures.origin}/red.png"))).status_code == 200
 
 
