@@ -113,11 +113,14 @@ imports: $(VENV)/.dev-installed ## who may import whom (docs/architecture.md)
 docs: $(VENV)/.dev-installed ## links, addresses and paths in the repository
 	$(BIN)/python -m pytest -q tests/test_repository.py
 
-.PHONY: audit lock fuzz
-fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses and pictures: no error but the stated ones, no private address, no hang
+.PHONY: audit lock fuzz sbom
+fuzz: $(VENV)/.dev-installed ## 100,000 hostile addresses, pictures and requests each: no error but the stated ones, no private address, no hang, no leak
 	$(BIN)/python -m tests.fuzz --cases 100000
-audit: $(VENV)/.dev-installed ## known vulnerabilities in what serving installs
+audit: $(VENV)/.dev-installed ## insecure calls in our code, known vulnerabilities in what serving installs
+	$(BIN)/bandit -q -c pyproject.toml -r mufin service model_export tools
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
+sbom: $(VENV)/.installed ## bill of materials of what serving installs: sbom.cdx.json (CycloneDX)
+	$(BIN)/python tools/sbom.py --only requirements/serve.txt > sbom.cdx.json
 lock: ## write requirements/*.txt anew (needs uv)
 	requirements/lock.sh
 
@@ -148,6 +151,9 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
 	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
 	$(BIN)/python -m bench.dataset_memory --out bench/results/dataset-memory.json
+	$(BIN)/python -m bench.overload --out bench/results/overload.json --plot docs/figures/overload.svg
+	$(BIN)/python -m bench.soak --out bench/results/soak.json --plot docs/figures/soak.svg
+	$(BIN)/python -m tests.service.shutdown_load --times 100
 bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run, no figures
 	$(BIN)/python -m bench.training_memory --pairs 4000 --smoke
 	$(BIN)/python -m bench.release_training --smoke
@@ -159,6 +165,8 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.dataset_memory --smoke
 	$(BIN)/python -m bench.plain_baselines --smoke
 	$(BIN)/python -m bench.accuracy --smoke --encoder ""
+	$(BIN)/python -m bench.overload --smoke
+	$(BIN)/python -m bench.soak --smoke
 
 # ---- containers
 

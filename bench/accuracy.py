@@ -204,9 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(found)
             print(table(found) + f"\n  in {found['seconds']} s", flush=True)
             if options.out:
-                options.out.write_text(
-                    json.dumps({"encoder": bool(options.encoder), "results": results}, indent=1)
-                )
+                options.out.write_text(json.dumps({"encoder": bool(options.encoder), "results": results}, indent=1))
     return 0
 
 

@@ -223,7 +223,8 @@ def _begin_worker(parts: bytes, places: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     _keep_digits()
     # Our own parent's bytes, from a pipe that nobody else writes to.
-    sent: BlockEncoder = torch.load(io.BytesIO(parts), weights_only=False)
+    # Bytes of the parent process, from its own pipe.
+    sent: BlockEncoder = torch.load(io.BytesIO(parts), weights_only=False)  # nosec B614
     device = torch.device(places.get())
     sent.encoder.eval().to(device)
     _worker = replace(sent, device=device)

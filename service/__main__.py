@@ -7,6 +7,7 @@ some seconds then, so this server goes on accepting while it drains (serving.md,
 from __future__ import annotations
 
 import gc
+import resource
 import signal
 import socket
 import sys
@@ -22,19 +23,26 @@ from pydantic import ValidationError
 
 from service.app import create_app, lifecycle_of
 from service.bundles import Model, OpenModel, Verify, open_from_disk
+from service.connections import ConnectionWatch
 from service.errors import SettingsError
 from service.lifecycle import Phase
 from service.settings import Settings
 from service.telemetry import configure_logging, get_logger
 
+# A look at all connections every so many ticks of a tenth of a second.
+_WATCH_TICKS = 5
+# What a client may take to read an answer that is there, beyond the longest deadline.
+_READING_SECONDS = 30.0
+
 
 class DrainingServer(uvicorn.Server):
     """Goes on accepting for a while after SIGTERM; a second signal, or SIGINT, ends that while."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float, watch: ConnectionWatch) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle_of(app)
         self._drain_seconds = drain_seconds
+        self._watch = watch
         self._drained_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -53,6 +61,8 @@ class DrainingServer(uvicorn.Server):
         """Asked ten times a second whether to end."""
         if self._lifecycle.phase is Phase.FAILED:
             self.should_exit = True
+        if counter % _WATCH_TICKS == 0:
+            self._watch.look(self.server_state.connections)
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -94,8 +104,10 @@ def serve(settings: Settings, open_model: OpenModel = open_from_disk) -> int:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"cannot listen on {settings.host}: {error.strerror}; choose another host, port or admin_port")
+    _raise_handle_limit()
     config = uvicorn.Config(
         app,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -104,12 +116,25 @@ def serve(settings: Settings, open_model: OpenModel = open_from_disk) -> int:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.finish_seconds,
     )
-    server = DrainingServer(config, app, settings.drain_seconds)
+    answer_seconds = settings.max_deadline_milliseconds / 1000 + _READING_SECONDS
+    watch = ConnectionWatch(settings.head_seconds, answer_seconds)
+    server = DrainingServer(config, app, settings.drain_seconds, watch)
     address = sockets[0].getsockname()
     get_logger().info("listening", host=address[0], port=address[1], admin_port=settings.admin_port)
     server.run(sockets=sockets)
     lifecycle = lifecycle_of(app)
     return _refuse(lifecycle.failure) if lifecycle.failure else 0
+
+
+def _raise_handle_limit() -> None:
+    """As many file handles as the system allows: the soft limit is often 1,024, and every connection takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        get_logger().warning(
+            "handle_limit", remedy="raise the limit of open files (ulimit -n) where the service starts"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -27,9 +27,10 @@ from service.errors import (
 from service.parsing import parse, parse_batch, parse_item
 from service.parts import Parts
 from service.problems import problem_values
+from service.rate_limit import Rate
 from service.recommender import Deadline, Outcome, Recommender
 from service.schemas import RecommendRequest
-from service.security import Scope, read_body, require_json
+from service.security import ApiKey, Scope, read_body, require_json
 from service.telemetry import get_logger
 
 Out = TypeVar("Out")
@@ -43,19 +44,39 @@ class Answering:
         self._in_flight = 0
         parts.metrics.requests_in_flight.set_function(lambda: self._in_flight)
 
-    def check_key(self, request: Request, scope: Scope) -> None:
+    def check_key(self, request: Request, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden. Notes the caller's name for the log line."""
         headers = request.headers
-        caller = self._parts.keys.check(headers.get("authorization"), headers.get("x-api-key"), scope)
-        if caller is not None:
-            _log_facts(request)["caller"] = caller
+        key = self._parts.keys.check(headers.get("authorization"), headers.get("x-api-key"), scope)
+        if key is not None:
+            _log_facts(request)["caller"] = key.name
+        return key
+
+    def _rate(self, key: ApiKey | None) -> Rate | None:
+        if key is None:
+            return None
+        settings = self._parts.settings
+        per_second = key.per_second if key.per_second is not None else settings.rate_per_second
+        return None if per_second is None else Rate(per_second, settings.rate_burst)
+
+    async def _take_one(self, key: ApiKey | None) -> None:
+        """One product of the caller's rate, before any work is done for it. Raises RateLimited."""
+        rate = self._rate(key)
+        if key is not None and rate is not None:
+            await self._parts.rate_limiter.take(key.name, rate)
+
+    async def _charge(self, key: ApiKey | None, products: int) -> None:
+        """Further products of the caller's rate, of a batch that has begun."""
+        rate = self._rate(key)
+        if key is not None and rate is not None:
+            await self._parts.rate_limiter.charge(key.name, rate, products)
 
     async def one(self, request: Request, endpoint: Endpoint) -> Response:
         """POST /recommend, POST /bid-queries."""
         settings = self._parts.settings
         deadline = self._deadline(request, settings.deadline_milliseconds)
         with self._counted():
-            self.check_key(request, endpoint)
+            await self._take_one(self.check_key(request, endpoint))
             recommender = self._parts.recommender(endpoint)
             wanted = parse(RecommendRequest, await self._body(request, deadline))
             outcome = await _until_hung_up(request, recommender.recommend(wanted, deadline))
@@ -71,9 +92,11 @@ class Answering:
         settings = self._parts.settings
         deadline = self._deadline(request, settings.max_deadline_milliseconds)
         with self._counted():
-            self.check_key(request, endpoint)
+            key = self.check_key(request, endpoint)
+            await self._take_one(key)
             recommender = self._parts.recommender(endpoint)
             items = parse_batch(await self._body(request, deadline), settings.max_batch_products)
+            await self._charge(key, len(items) - 1)
             wanted = [_parsed(item) for item in items]
             images = sum(len(own.product.images) for own in wanted if isinstance(own, RecommendRequest))
             if images > settings.max_batch_images:

@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from mufin.errors import MufinError
 from service.answering import Answering
 from service.bundles import Endpoint, OpenModel, open_from_disk
-from service.documents import DOCS_PAGE, STATIC_FOLDER, complete, operation
+from service.documents import DOCS_PAGE, STATIC_FOLDER, admin_operation, complete, operation, probe_operation
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
 from service.middleware import RequestMiddleware
@@ -30,6 +31,10 @@ from service.problems import problem_response, status_response
 from service.schemas import BatchAnswer, BatchRequest, RecommendAnswer, RecommendRequest
 from service.settings import Settings
 from service.telemetry import get_logger
+
+# What a page in a browser may send and read, where its origin is allowed at all.
+_CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms")
+_CORS_ANSWER_HEADERS = ("Retry-After", "X-Request-ID")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,6 +66,15 @@ def create_app(settings: Settings, open_model: OpenModel = open_from_disk) -> Fa
     _add_admin(app, parts, answering)
     _add_documents(app, parts)
     _add_problems(app, answering)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+            allow_credentials=False,
+        )
     app.add_middleware(
         RequestMiddleware,
         lifecycle=parts.lifecycle,
@@ -144,7 +158,7 @@ def _post(app: FastAPI, path: str, handler: Handler, document: dict[str, Any]) -
     )
 
 
-def _get(app: FastAPI, path: str, handler: Handler, summary: str) -> None:
+def _get(app: FastAPI, path: str, handler: Handler, document: dict[str, Any]) -> None:
     name = path.strip("/")
     app.add_api_route(
         path,
@@ -152,8 +166,8 @@ def _get(app: FastAPI, path: str, handler: Handler, summary: str) -> None:
         methods=["GET"],
         operation_id=name,
         name=name,
-        summary=summary,
-        response_class=PlainTextResponse,
+        response_class=Response,
+        openapi_extra=document,
         tags=["operation"],
     )
 
@@ -174,9 +188,10 @@ def _add_probes(app: FastAPI, parts: Parts) -> None:
     async def startupz(_: Request) -> Response:
         return told(lifecycle.started, lifecycle.phase.value)
 
-    _get(app, "/livez", livez, "Whether the process works; stays 200 while draining")
-    _get(app, "/readyz", readyz, "Whether to send requests here: bundles verified and warm, not draining")
-    _get(app, "/startupz", startupz, "Whether the start is over")
+    _get(app, "/livez", livez, probe_operation("Whether the process works; stays 200 while draining"))
+    ready = "Whether to send requests here: bundles verified and warm, not draining"
+    _get(app, "/readyz", readyz, probe_operation(ready))
+    _get(app, "/startupz", startupz, probe_operation("Whether the start is over"))
 
 
 def _add_admin(app: FastAPI, parts: Parts, answering: Answering) -> None:
@@ -188,8 +203,8 @@ def _add_admin(app: FastAPI, parts: Parts, answering: Answering) -> None:
         shown = {"bundles": [bundle.facts() for bundle in parts.open_bundles()]}
         return Response(orjson.dumps(shown), media_type="application/json")
 
-    _get(app, "/metrics", metrics, "For Prometheus")
-    _get(app, "/bundles", bundles, "Which bundles are open")
+    _get(app, "/metrics", metrics, probe_operation("For Prometheus", may_fail=False))
+    _get(app, "/bundles", bundles, admin_operation("Which bundles are open"))
 
 
 def _add_documents(app: FastAPI, parts: Parts) -> None:

@@ -39,7 +39,7 @@ _PROBLEMS = {
     413: "Body over the limit",
     415: "Body is not JSON",
     422: "Invalid input, or nothing usable is left of it: every fault with its JSON pointer",
-    429: "Too much work is waiting; see Retry-After",
+    429: "Too much work is waiting, or the API key's rate is used up; see Retry-After",
     503: "Not ready, or stopping",
     504: "The deadline passed before even a shortlist was there",
     500: "A defect of ours",
@@ -64,13 +64,7 @@ DOCS_PAGE = """<!doctype html>
 def operation(answer: type[BaseModel], request: type[BaseModel], summary: str) -> dict[str, Any]:
     """What FastAPI cannot know of an endpoint that reads its own body."""
     examples = BATCH_EXAMPLES if request is BatchRequest else REQUEST_EXAMPLES
-    problems = {
-        str(status): {
-            "description": text,
-            "content": {"application/problem+json": {"schema": _reference(Problem)}},
-        }
-        for status, text in _PROBLEMS.items()
-    }
+    problems = {str(status): _problem(text) for status, text in _PROBLEMS.items()}
     return {
         "summary": summary,
         "requestBody": {
@@ -79,11 +73,34 @@ def operation(answer: type[BaseModel], request: type[BaseModel], summary: str) -
         },
         "parameters": [
             _header("X-Request-Timeout-Ms", {"type": "integer", "minimum": 1}, "Longest wait for an answer."),
-            _header("X-Request-ID", {"type": "string", "pattern": _ID_PATTERN}, "Comes back; made if absent."),
+            # No pattern: an id of another form is replaced, not refused.
+            _header(
+                "X-Request-ID", {"type": "string"}, f"Comes back; made if absent or not of the form {_ID_PATTERN}."
+            ),
         ],
         "responses": {
             "200": {"description": "The answer", "content": {"application/json": {"schema": _reference(answer)}}},
             **problems,
+        },
+    }
+
+
+def probe_operation(summary: str, may_fail: bool = True) -> dict[str, Any]:
+    """A path that answers plain text and asks for no key."""
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    responses = {"200": {"description": "Yes" if may_fail else "The page", "content": text}}
+    if may_fail:
+        responses["503"] = {"description": "No, with the reason", "content": text}
+    return {"summary": summary, "security": [], "responses": responses}
+
+
+def admin_operation(summary: str) -> dict[str, Any]:
+    """A path that answers an object and asks for the scope admin."""
+    return {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "The answer", "content": {"application/json": {"schema": {"type": "object"}}}},
+            **{str(status): _problem(_PROBLEMS[status]) for status in (401, 403)},
         },
     }
 
@@ -98,6 +115,11 @@ def complete(document: dict[str, Any], with_keys: bool) -> dict[str, Any]:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _problem(description: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    return {"description": description, "content": content}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

@@ -11,6 +11,7 @@ Knows no framework: status numbers and codes are data here, whoever writes the a
     ├── BodyTooLarge
     ├── NotJson
     ├── Shed                  too much work is waiting
+    │   └── RateLimited       the caller asks for more than its share
     ├── NotReady              starting, draining or stopped
     ├── DeadlinePassed        no answer in the time the caller gave
     ├── ClientGone            nobody waits for the answer any more
@@ -92,6 +93,13 @@ class Shed(ServiceError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RateLimited(Shed):
+    """The caller asks for more than its share; ``retry_after_seconds`` is when a product is allowed again."""
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__("rate_limit", detail, retry_after_seconds)
+
+
 class NotReady(ServiceError):
     """Starting, draining or stopped."""
 
@@ -137,6 +145,7 @@ _TABLE: dict[type[Exception], Reply] = {
     NoBundle: Reply(404, "no_bundle", "No bundle behind this endpoint"),
     BodyTooLarge: Reply(413, "body_too_large", "Body too large"),
     NotJson: Reply(415, "not_json", "Body is not JSON"),
+    RateLimited: Reply(429, "rate_limited", "The API key's rate is used up", 1),
     Shed: Reply(429, "overloaded", "Too much work is waiting", 1),
     NotReady: Reply(503, "not_ready", "Not ready", 1),
     DeadlinePassed: Reply(504, "deadline_passed", "Deadline passed"),

@@ -15,11 +15,12 @@ from service.bundles import Endpoint, OpenBundle, OpenModel, open_bundles
 from service.cache import Cache, LayeredCache, MemoryCache
 from service.cores import usable_cores
 from service.decoding import Decoder
-from service.errors import NoBundle, NotReady
+from service.errors import NoBundle, NotReady, SettingsError
 from service.fetching import Fetcher, FetchLimits
 from service.lifecycle import Lifecycle
 from service.picture_urls import UrlPolicy
 from service.ranking import Ranker
+from service.rate_limit import RateLimiter
 from service.recommender import Recommender
 from service.redis_client import RedisClient
 from service.security import KeyRing, read_keys
@@ -37,6 +38,7 @@ class Parts:
     lifecycle: Lifecycle
     metrics: Metrics
     keys: KeyRing
+    rate_limiter: RateLimiter
     queue: BatchQueue
     cache: Cache
     fetcher: Fetcher
@@ -100,7 +102,7 @@ def build(settings: Settings) -> Parts:
     metrics, lifecycle = Metrics(), Lifecycle()
     threads = settings.worker_threads or max(1, usable_cores() // settings.intra_op_threads)
     queue = BatchQueue(threads, settings.max_waiting_items, metrics.observe_batch)
-    near = MemoryCache(settings.cache_bytes)
+    near, client = MemoryCache(settings.cache_bytes), _redis_client(settings)
     metrics.queue_items.set_function(lambda: queue.waiting_items)
     metrics.cache_bytes.set_function(lambda: near.used_bytes)
     metrics.ready.set_function(lambda: float(lifecycle.phase.value == "ready"))
@@ -109,8 +111,9 @@ def build(settings: Settings) -> Parts:
         lifecycle=lifecycle,
         metrics=metrics,
         keys=read_keys(settings.read_api_keys()),
+        rate_limiter=RateLimiter(client),
         queue=queue,
-        cache=_with_shared(near, settings),
+        cache=near if client is None else LayeredCache(near, RedisCache(client, settings.redis_ttl_seconds)),
         fetcher=Fetcher(_url_policy(settings), _fetch_limits(settings)),
         decoder=Decoder(
             settings.decode_threads or threads,
@@ -120,12 +123,16 @@ def build(settings: Settings) -> Parts:
     )
 
 
-def _with_shared(near: MemoryCache, settings: Settings) -> Cache:
+def _redis_client(settings: Settings) -> RedisClient | None:
+    """One for all that is shared: a Redis that is down is found out once."""
     url = settings.read_redis_url()
     if url is None:
-        return near
-    client = RedisClient(url, settings.redis_timeout_milliseconds / 1000)
-    return LayeredCache(near, RedisCache(client, settings.redis_ttl_seconds))
+        return None
+    try:
+        return RedisClient(url, settings.redis_timeout_milliseconds / 1000)
+    except ValueError:
+        # The library's own text shows the URL, and with it the password.
+        raise SettingsError("redis_url must look like redis://[:PASSWORD@]HOST:6379/0, or rediss:// for TLS") from None
 
 
 def _url_policy(settings: Settings) -> UrlPolicy:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.predictor import ProductBag, Ranking, Shortlist
-from service.batching import BatchQueue
+from service.batching import BatchQueue, Stage
 from service.bundles import Model
 
 _MASKS_KEPT = 64
@@ -87,6 +87,10 @@ class Ranker:
         self._shortlist = queue.stage("shortlist", self._run_shortlist, max_batch, bounded=False)
         self._rerank = queue.stage("rerank", self._run_rerank, max_batch, bounded=False)
         self._choose = queue.stage("choose", self._run_choose, 1, bounded=False)
+
+    def work(self) -> dict[Stage[Any, Any], int]:
+        """Items that every product brings to the queue."""
+        return {self._shortlist: 1, self._rerank: 1}
 
     async def shortlist(self, job: ShortlistJob) -> Shortlisted:
         """Bag and nearest labels of one product, after its rules."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from mufin.inputs import FloatArray
 from service.answers import Ranked, Slots, results
-from service.batching import BatchQueue
+from service.batching import BatchQueue, Ticket
 from service.bundles import OpenBundle
 from service.cache import Kind
 from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
@@ -102,12 +102,15 @@ class Recommender:
         timings = Timings()
         self._check_filter(request)
         images = request.product.images[: self._model.input_spec.max_images]
-        self._queue.admit(1 + len(images), deadline.remaining())
         try:
             async with asyncio.timeout(deadline.remaining()):
-                prepared = await self._prepare(request, images, deadline, timings)
-                ranked, found = await self._rank(request, prepared, deadline, timings)
-                return await self._answer(request, prepared, ranked, found, timings)
+                title = usable_title(request.product.title)
+                known = await self._vectors.known(title, images)
+                work = {**self._vectors.work(title, images, known), **self._ranker.work()}
+                with self._queue.admit(work, deadline.remaining()) as ticket:
+                    prepared = await self._prepare(request, images, known, ticket, deadline, timings)
+                    ranked, found = await self._rank(request, prepared, deadline, timings)
+                    return await self._answer(request, prepared, ranked, found, timings)
         except TimeoutError as error:
             raise DeadlinePassed("no answer was ready within the deadline") from error
 
@@ -124,12 +127,20 @@ class Recommender:
             raise InvalidRequest("the filter names keys that are in no label's metadata", faults)
 
     async def _prepare(
-        self, request: RecommendRequest, images: Sequence[str], deadline: Deadline, timings: Timings
+        self,
+        request: RecommendRequest,
+        images: Sequence[str],
+        known: Mapping[str, bytes],
+        ticket: Ticket,
+        deadline: Deadline,
+        timings: Timings,
     ) -> _Prepared:
         """Title and images side by side; what cannot be had becomes a warning."""
         title = usable_title(request.product.title)
-        known = await self._vectors.known(title, images)
         image_tasks = [asyncio.ensure_future(self._vectors.image(url, known)) for url in images]
+        for url, image_task in zip(images, image_tasks, strict=True):
+            if self._vectors.is_new(url, known):
+                image_task.add_done_callback(lambda _: ticket.done(self._vectors.image_stage))
         title_task = asyncio.ensure_future(self._vectors.title(title, known)) if title else None
         try:
             outcomes = await self._await_images(image_tasks, deadline)
@@ -139,6 +150,7 @@ class Recommender:
                 task.cancel()
         prepared = _collect(outcomes, timings)
         if titled is not None:
+            ticket.done(self._vectors.title_stage)
             prepared.title = titled.vector
             prepared.lookups.append(("title", titled.lookup))
             if titled.lookup == "miss":

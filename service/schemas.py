@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from mufin.inputs import normalise_title
 
@@ -19,6 +28,11 @@ MAX_FILTER_VALUES = 100
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _whole(value: object) -> object:
+    """10.0 is the same number as 10 in JSON, and some writers write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _scalar_kind(value: object) -> str | None:
@@ -83,6 +97,15 @@ class _Request(BaseModel):
 class Product(_Request):
     """The product that labels are wanted for. A title or at least one image is needed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"title": {"type": "string", "pattern": "\\S"}}, "required": ["title"]},
+                {"properties": {"images": {"minItems": 1}}, "required": ["images"]},
+            ]
+        }
+    )
+
     id: Identifier | None = None
     """The shop's id: the label of the same id and the product's exclude pairs are never recommended to it."""
     title: Annotated[str, StringConstraints(max_length=2000)] | None = None
@@ -99,6 +122,12 @@ class Product(_Request):
 
 class Range(_Request):
     """Numbers from gte to lte, both included; at least one is needed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"properties": {name: {"type": "number"}}, "required": [name]} for name in ("gte", "lte")]
+        }
+    )
 
     gte: Number | None = None
     lte: Number | None = None
@@ -128,7 +157,7 @@ class RecommendRequest(_Request):
     """Ask for the labels of one product."""
 
     product: Product
-    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+    k: Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)] = 10
     """How many results, best first."""
     exclude: Annotated[tuple[Identifier, ...], Field(max_length=MAX_EXCLUDES, strict=False)] = ()
     """Label ids never to return; unknown ones do no harm."""

@@ -19,6 +19,9 @@ SCOPES: frozenset[str] = frozenset(get_args(Scope))
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_RATE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
+# The old one and the new one: a third would be one that nobody took out.
+_LIVE_KEYS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class ApiKey:
     """Written to logs and metrics in place of the key."""
     sha256: str
     scopes: frozenset[str]
+    per_second: float | None = None
+    """Products a second that its caller may ask for; None: as the service's own setting says."""
 
 
 class KeyRing:
@@ -40,8 +45,8 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def check(self, authorization: str | None, api_key: str | None, scope: Scope) -> str | None:
-        """Name of the caller; None when no keys are set. Raises Unauthenticated or Forbidden.
+    def check(self, authorization: str | None, api_key: str | None, scope: Scope) -> ApiKey | None:
+        """The caller's key; None when no keys are set. Raises Unauthenticated or Forbidden.
 
         ``authorization``: "Bearer KEY"; ``api_key``: KEY.
         """
@@ -62,25 +67,35 @@ class KeyRing:
             raise Unauthenticated("the API key is unknown")
         if scope not in found.scopes:
             raise Forbidden(f"the API key lacks the scope {scope}")
-        return found.name
+        return found
 
 
 def read_keys(entries: Sequence[str]) -> KeyRing:
-    """NAME:SHA256HEX:SCOPE+SCOPE entries to a key ring. Raises SettingsError that never shows the hash."""
-    keys = []
-    for position, entry in enumerate(entries, 1):
-        name, _, rest = entry.partition(":")
-        digest, _, scopes = rest.partition(":")
-        wanted = frozenset(scope.strip() for scope in scopes.split("+") if scope.strip())
-        if not _NAME.fullmatch(name) or not _SHA256.fullmatch(digest.lower()):
-            raise SettingsError(
-                f"api key {position} must look like NAME:SHA256HEX:SCOPE+SCOPE; "
-                "make the hash with: printf %s KEY | sha256sum"
-            )
-        if not wanted or not wanted <= SCOPES:
-            raise SettingsError(f"api key {name} has scopes {sorted(wanted)}, there are {sorted(SCOPES)}")
-        keys.append(ApiKey(name, digest.lower(), wanted))
+    """NAME:SHA256HEX:SCOPE+SCOPE[:PER_SECOND] entries to a key ring. Raises SettingsError that never shows the hash."""
+    keys = [_read_key(position, entry) for position, entry in enumerate(entries, 1)]
+    for number, key in enumerate(keys):
+        alike = [own for own in keys[: number + 1] if own.name == key.name]
+        if len(alike) > _LIVE_KEYS:
+            raise SettingsError(f"api key {key.name} stands there {len(alike)} times: two serve a change, take one out")
+        if any(own.per_second != key.per_second for own in alike):
+            raise SettingsError(f"api key {key.name} has two rates: its keys share one bucket, give them one rate")
+        if any(own.sha256 == key.sha256 for own in keys[:number]):
+            raise SettingsError(f"api key {key.name} has the hash of another key: make one key for each caller")
     return KeyRing(keys)
+
+
+def _read_key(position: int, entry: str) -> ApiKey:
+    name, digest, scopes, rate = (*entry.split(":", 3), "", "", "")[:4]
+    wanted = frozenset(scope.strip() for scope in scopes.split("+") if scope.strip())
+    if not _NAME.fullmatch(name) or not _SHA256.fullmatch(digest.lower()):
+        raise SettingsError(
+            f"api key {position} must look like NAME:SHA256HEX:SCOPE+SCOPE; make the hash with: printf %s KEY | sha256sum"
+        )
+    if not wanted or not wanted <= SCOPES:
+        raise SettingsError(f"api key {name} has scopes {sorted(wanted)}, there are {sorted(SCOPES)}")
+    if rate and (not _RATE.fullmatch(rate) or float(rate) <= 0):
+        raise SettingsError(f"api key {name} has the rate {rate[:40]!r}, which must be products a second above 0")
+    return ApiKey(name, digest.lower(), wanted, float(rate) if rate else None)
 
 
 def require_json(content_type: str | None, content_encoding: str | None) -> None:
@@ -98,8 +113,9 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
 
 async def read_body(stream: AsyncIterator[bytes], content_length: str | None, max_bytes: int) -> bytes:
     """The body, never more than the limit in memory. Raises BodyTooLarge."""
-    if content_length is not None and content_length.isdigit() and int(content_length[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {content_length[:20]} bytes, allowed are {max_bytes}")
+    digits = content_length if content_length is not None and content_length.isascii() else ""
+    if digits.isdigit() and int(digits[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {digits[:20]} bytes, allowed are {max_bytes}")
     body = bytearray()
     async for chunk in stream:
         body += chunk

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """TCP port for /metrics and /bundles; unset: they stay on the main port."""
     keep_alive_seconds: int = Field(default=65, ge=1)
     """How long an idle connection is kept; above the load balancer's own (usually 60 s)."""
+    head_seconds: float = Field(default=10.0, gt=0)
+    """How long a request's head may take to arrive; then its connection is closed."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """After SIGTERM: how long to go on accepting, with readiness false and Connection: close."""
     finish_seconds: int = Field(default=25, ge=0)
@@ -142,6 +144,12 @@ class Settings(BaseSettings):
     """Keys as NAME:SHA256HEX:SCOPE+SCOPE, comma separated; scopes are recommend, bid-queries, admin; unset: open."""
     api_keys_file: Path | None = None
     """File holding api_keys, one a line; lines that begin with # are comments."""
+    rate_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Products a second that the keys of one name may ask for, where the key's own entry says nothing; unset: any."""
+    rate_burst: int = Field(default=100, ge=1)
+    """Products that a caller within its rate may ask for at once."""
+    cors_origins: Names = ()
+    """Origins whose pages may call from a browser, comma separated: https://shop.example; * for all; empty: none."""
 
     # Saying what happens
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -156,7 +164,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("fetch_ports", "fetch_allowed_hosts", "fetch_trusted_origins", mode="before")
+    @field_validator("fetch_ports", "fetch_allowed_hosts", "fetch_trusted_origins", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -165,6 +173,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_origin(text) for text in value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_cors_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text if text == "*" else _browser_origin(text) for text in value)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -176,6 +189,8 @@ class Settings(BaseSettings):
         for name in ("redis_url", "api_keys"):
             if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
                 raise ValueError(f"{name} and {name}_file are both set: keep one")
+        if self.rate_per_second is not None and self.api_keys is None and self.api_keys_file is None:
+            raise ValueError("rate_per_second is set without api_keys: callers are told apart by their keys, set some")
         if self.admin_port is not None and self.admin_port == self.port:
             raise ValueError(f"admin_port and port are both {self.port}: choose another or leave admin_port unset")
         return self
@@ -222,3 +237,15 @@ def _origin(text: str) -> str:
         raise ValueError(f"trusted origin for host {parts.hostname!r} must not hold a user name")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _browser_origin(text: str) -> str:
+    """An origin as browsers send it: lower case, no path, no default port."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"CORS origin {text!r} must look like https://shop.example")
+    if parts.username is not None:
+        raise ValueError(f"CORS origin for host {parts.hostname!r} must not hold a user name")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = 443 if parts.scheme == "https" else 80
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in (None, usual) else "")

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
-from service.batching import BatchQueue
+from service.batching import BatchQueue, Stage
 from service.bundles import Model
 from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
@@ -90,8 +90,9 @@ class Vectors:
     ) -> None:
         self._model, self._queue, self._cache = model, queue, cache
         self._fetcher, self._decoder, self._limits = fetcher, decoder, limits
-        self._titles = queue.stage("encode_titles", self._encode_titles, limits.max_title_batch)
+        # Titles, made later, go first: they cost little, and a request whose pictures are late is answered from its title.
         self._images = queue.stage("encode_images", self._encode_images, limits.max_image_batch)
+        self._titles = queue.stage("encode_titles", self._encode_titles, limits.max_title_batch)
         self._number = np.dtype(np.float16 if limits.shared else np.float32)
         self._flights: SingleFlight[bytes] = SingleFlight()
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
@@ -102,6 +103,29 @@ class Vectors:
 
     def _encode_images(self, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
         return list(self._model.encode_images(np.stack(pixels)))
+
+    def work(self, title: str, images: Sequence[str], known: Mapping[str, bytes]) -> dict[Stage[Any, Any], int]:
+        """Items that the product will bring to the queue, as far as the cache's answer tells."""
+        new_title = int(bool(title) and self._whole(known.get(self._title_key(title)), self._model.title_width) is None)
+        return {self._titles: new_title, self._images: sum(self.is_new(url, known) for url in images)}
+
+    def is_new(self, url: str, known: Mapping[str, bytes]) -> bool:
+        """Whether an image will have to be encoded, as far as the cache's answer tells."""
+        entry = None if url.startswith("data:") else _read_entry(known.get(_url_key(url)))
+        if entry is None or not self._is_fresh(entry):
+            return True
+        packed = known.get(self._image_key(str(entry.content_hash)))
+        return entry.failure is None and self._whole(packed, self._model.dimension) is None
+
+    @property
+    def title_stage(self) -> Stage[Any, Any]:
+        """Where titles are encoded."""
+        return self._titles
+
+    @property
+    def image_stage(self) -> Stage[Any, Any]:
+        """Where images are encoded."""
+        return self._images
 
     async def known(self, title: str, images: Sequence[str]) -> dict[str, bytes]:
         """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs."""

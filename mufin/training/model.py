@@ -74,8 +74,9 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
         return from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
     if config.name is not None:
         try:
-            extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)
-            return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))
+            # The name, a local folder or a model of the hub, is the operator's own choice.
+            extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)  # nosec B615
+            return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))  # nosec B615
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"encoder {config.name!r} cannot be loaded by name or from a folder: {error}") from error
     options = {k: v for k, v in config.options.items() if k != "model_type"}

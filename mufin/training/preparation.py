@@ -100,7 +100,8 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
     """The network with fresh or hub weights; encoders frozen as the config says."""
     text = config.text
     if text.name is None:
-        text = replace(text, options={**text.options, "vocab_size": tokenizer.vocabulary_size, "pad_token_id": 0})
+        # pad_token_id is a row of the vocabulary, no secret.
+        text = replace(text, options={**text.options, "vocab_size": tokenizer.vocabulary_size, "pad_token_id": 0})  # nosec B105
     backbones = []
     for encoder in (text, config.image):
         backbone = build_backbone(encoder)

@@ -31,7 +31,7 @@ def train_wordpiece(titles: Iterable[str], vocabulary_size: int) -> str:
         text = normalizer.normalize_str(normalise_title(title))
         words.update(word for word, _ in splitter.pre_tokenize_str(text))
     vocabulary = choose_vocabulary(words, vocabulary_size)
-    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))  # nosec B106
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
@@ -72,7 +72,8 @@ def load_named_tokenizer(name: str) -> str:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        # The operator's own choice, as the encoder's name is.
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)  # nosec B615
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the tokenizer of {name!r} cannot be loaded by name or from a folder: {error}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

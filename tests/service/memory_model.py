@@ -163,6 +163,8 @@ class MemoryModel:
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
         if any("explode" in title for title in titles):
             raise RuntimeError("this title breaks the encoder")
+        if any("exit" in title for title in titles):
+            raise SystemExit(3)
         time.sleep(self.title_seconds)
         self.title_batches.append(len(titles))
         return np.stack([title_vector(title) for title in titles])

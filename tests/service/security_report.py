@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.service.hostile_cases import FETCHES, REDIRECTS, URLS
 from tests.service.hostile_pictures import PICTURES
+from tests.service.hostile_requests import REQUESTS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 _LONGEST_EXAMPLE = 44
@@ -18,7 +19,7 @@ _LONGEST_EXAMPLE = 44
 
 def tables() -> dict[str, str]:
     """Name of a mark in the document -> what stands behind it."""
-    return {"urls": _urls(), "servers": _servers(), "pictures": _pictures()}
+    return {"urls": _urls(), "servers": _servers(), "pictures": _pictures(), "requests": _requests()}
 
 
 def written(document: str) -> str:
@@ -57,6 +58,16 @@ def _servers() -> str:
 def _pictures() -> str:
     rows = [(group, case.name, _code(case.outcome)) for group in PICTURES for case in PICTURES[group]]
     return _table(("", "picture", "outcome"), _grouped(rows))
+
+
+def _requests() -> str:
+    rows = [(group, case.name, _answer(case.outcome)) for group in REQUESTS for case in REQUESTS[group]]
+    return _table(("", "what the client sends", "answer"), _grouped(rows))
+
+
+def _answer(outcome: str) -> str:
+    status, _, code = outcome.partition(" ")
+    return f"{status} `{code}`" if "_" in code else outcome
 
 
 def _code(outcome: str) -> str:

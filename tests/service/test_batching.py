@@ -37,8 +37,9 @@ async def _blocked(queue: BatchQueue, stage: Stage[int, int], gate: Gate) -> asy
     return task
 
 
-async def test_a_lone_item_does_not_wait_and_what_waits_becomes_one_batch() -> None:
+async def test_a_lone_item_does_not_wait_and_what_waits_becomes_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first goes alone at once; those that come meanwhile go together, up to the size."""
+    monkeypatch.setattr("service.batching._LONGEST_BATCH_SECONDS", 60.0)  # the gate is no slow model
     queue, gate = BatchQueue(1, 100), Gate()
     stage = queue.stage("work", gate, 3)
     first = await _blocked(queue, stage, gate)
@@ -116,12 +117,52 @@ async def test_a_full_queue_refuses_and_later_steps_of_accepted_requests_pass() 
         await queue.submit(bounded, 3)
     assert refused.value.reason == "queue_full"
     with pytest.raises(Shed):
-        queue.admit(1, 10.0)
+        queue.admit({bounded: 1}, 10.0)
     waiting.append(asyncio.ensure_future(queue.submit(unbounded, 4)))
     await asyncio.sleep(0)
     gate.open.set()
     assert await asyncio.gather(first, *waiting) == [0, 10, 20, 4]
-    queue.admit(1000, 10.0)
+    with queue.admit({bounded: 1000}, 10.0):
+        pass
+    await queue.aclose()
+
+
+async def test_what_was_promised_counts_until_it_is_done() -> None:
+    """Wherever it is: nothing of it has come to the queue yet. Half of the time left is too much, before a long deadline not."""
+    queue = BatchQueue(2, 100)
+    stage, other = queue.stage("work", _same, 1), queue.stage("other", _same, 1)
+    stage.seconds_per_item, other.seconds_per_item = 0.1, 0.2
+    with queue.admit({stage: 4, other: 2}, 0.8) as first:
+        assert queue.estimated_wait_seconds() == pytest.approx(0.4)
+        with pytest.raises(Shed) as refused:
+            queue.admit({stage: 1}, 0.8)
+        assert (refused.value.reason, refused.value.retry_after_seconds) == ("wait_too_long", 1)
+        with queue.admit({stage: 1}, 5.0):
+            assert queue.estimated_wait_seconds() == pytest.approx(0.45)
+        first.done(other)
+        first.done(stage)
+        assert queue.estimated_wait_seconds() == pytest.approx(0.25)
+        for _ in range(9):
+            first.done(stage)
+        assert queue.estimated_wait_seconds() == pytest.approx(0.1)
+    assert queue.estimated_wait_seconds() == 0
+    await queue.aclose()
+
+
+async def test_batches_of_slow_items_are_small() -> None:
+    """What waits behind a batch waits for its end: 50 ms at most, or one item."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 8)
+    first = await _blocked(queue, stage, gate)
+    stage.seconds_per_item = 0.02
+    waiting = [asyncio.ensure_future(queue.submit(stage, item)) for item in range(1, 5)]
+    await asyncio.sleep(0)
+    assert stage.fair_batch() == 2
+    stage.seconds_per_item = 3.0
+    assert stage.fair_batch() == 1
+    gate.open.set()
+    assert await asyncio.gather(first, *waiting) == [0, 10, 20, 30, 40]
+    assert gate.batches[1] == [1]
     await queue.aclose()
 
 
@@ -134,7 +175,7 @@ async def test_a_wait_past_the_deadline_is_refused_with_an_estimate() -> None:
     waiting = asyncio.ensure_future(queue.submit(stage, 1))
     await asyncio.sleep(0)
     with pytest.raises(Shed) as refused:
-        queue.admit(1, 0.8)
+        queue.admit({stage: 1}, 0.8)
     assert refused.value.reason == "wait_too_long"
     assert refused.value.retry_after_seconds == 3
     gate.open.set()

@@ -18,9 +18,14 @@ def _hash(key: str) -> str:
 def test_a_key_opens_its_scopes_and_no_other() -> None:
     """Two live keys of one caller both work; schemes and headers are read as documented."""
     ring = read_keys([f"shop:{_hash('old')}:recommend", f"shop:{_hash('new').upper()}:recommend+admin"])
-    assert ring.check("Bearer old", None, "recommend") == "shop"
-    assert ring.check(None, "new", "admin") == "shop"
-    assert ring.check("bearer new", None, "recommend") == "shop"
+    for authorization, api_key, scope in (
+        ("Bearer old", None, "recommend"),
+        (None, "new", "admin"),
+        ("bearer new", None, "recommend"),
+    ):
+        key = ring.check(authorization, api_key, scope)  # type: ignore[arg-type]
+        assert key is not None
+        assert key.name == "shop"
     with pytest.raises(Forbidden, match="bid-queries"):
         ring.check("Bearer new", None, "bid-queries")
 
@@ -41,13 +46,36 @@ def test_without_keys_everybody_may() -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    ["", "shop", "shop:abc:recommend", f"shop:{_hash('k')}", f"shop:{_hash('k')}:all", f"a b:{_hash('k')}:admin"],
-)
+    ["", "shop", "shop:abc:recommend", f"shop:{_hash('k')}", f"shop:{_hash('k')}:all", f"a b:{_hash('k')}:admin",
+     *(f"shop:{_hash('k')}:admin:{rate}" for rate in ("0", "-1", "nan", "1e3", "x", "1:2"))],
+)  # fmt: skip
 def test_a_malformed_entry_is_refused_without_showing_it(entry: str) -> None:
     """A key file with a mistake must not open the service, nor print what it holds."""
     with pytest.raises(SettingsError) as raised:
         read_keys([entry])
     assert _hash("k") not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([f"a:{_hash(key)}:admin" for key in "123"], "3 times"),
+        ([f"a:{_hash('1')}:admin:5", f"a:{_hash('2')}:admin"], "two rates"),
+        ([f"a:{_hash('1')}:admin", f"b:{_hash('1')}:recommend"], "hash of another"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(entries: list[str], said: str) -> None:
+    """A third key of one caller, two rates for one bucket, one key for two callers."""
+    with pytest.raises(SettingsError, match=said) as raised:
+        read_keys(entries)
+    assert _hash("1") not in str(raised.value)
+
+
+def test_a_key_may_have_a_rate_of_its_own() -> None:
+    """Behind the scopes; without one the setting holds."""
+    ring = read_keys([f"a:{_hash('1')}:admin:2.5", f"b:{_hash('2')}:admin"])
+    found = [ring.check(None, key, "admin") for key in "12"]
+    assert [key.per_second for key in found if key is not None] == [2.5, None]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +103,7 @@ async def _stream(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-@pytest.mark.parametrize("length", ["11", None, "5", "junk"])
+@pytest.mark.parametrize("length", ["11", None, "5", "junk", "\u00b2", "\u0661", "9" * 40])
 async def test_a_body_over_the_limit_is_refused_whatever_it_announces(length: str | None) -> None:
     """By Content-Length, and by counting."""
     with pytest.raises(BodyTooLarge):

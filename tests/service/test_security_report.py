@@ -7,6 +7,7 @@ import typing
 from service.errors import PictureCode
 from tests.service.hostile_cases import FETCHES
 from tests.service.hostile_pictures import PICTURES
+from tests.service.hostile_requests import REQUESTS
 from tests.service.security_report import DOCUMENT, written
 
 
@@ -27,4 +28,5 @@ def test_no_case_stands_twice() -> None:
     """A name tells one case from all others of its group."""
     groups = [[case.name for case in cases] for cases in FETCHES.values()]
     groups += [[case.name for case in cases] for cases in PICTURES.values()]
+    groups += [[case.name for case in cases] for cases in REQUESTS.values()]
     assert [names for names in groups if len(names) != len(set(names))] == []

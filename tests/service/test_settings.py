@@ -36,6 +36,8 @@ def test_settings_are_frozen() -> None:
     [(["--deadline-milliseconds", "9000"], "max_deadline_milliseconds"), (["--port", "x"], "port"),
      (["--port", "tcp://10.0.0.1:80"], "enableServiceLinks"), (["--admin-port", "8080"], "admin_port"),
      (["--fetch-trusted-origins", "127.0.0.1:8081"], "must look like"), (["--log-level", "loud"], "log_level"),
+     (["--rate-per-second", "5"], "set some"), (["--rate-per-second", "nan", "--api-keys", "a"], "rate_per_second"),
+     (["--cors-origins", "shop.example"], "look like"), (["--cors-origins", "https://a:b@shop.example"], "user name"),
      (["--api-keys", "a", "--api-keys-file", "b"], "keep one"), (["--fetch-trusted-origins", "http://a/b"], "look like")],
 )  # fmt: skip
 def test_a_contradiction_ends_the_start_with_its_reason(

@@ -1,0 +1,83 @@
+"""mufin-serve over a tiny bundle whose encoders take as long as told: python -m bench.overload_service FOLDER [flags].
+
+The graphs of the bundle mean nothing and take microseconds; matrix products before each call stand for real encoders,
+outside Python's lock as theirs are. Everything else is the service as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mufin.inputs import FloatArray, Uint8Array
+from mufin.predictor import Predictor
+from service.__main__ import serve
+from service.bundles import Model, Verify, open_from_disk
+from service.settings import Settings
+
+_SIDE = 96
+_TELL_SECONDS = 1.0
+
+
+class Burner:
+    """Computes for so many milliseconds, as measured once at the start."""
+
+    def __init__(self) -> None:
+        self._matrix = np.random.default_rng(0).random((_SIDE, _SIDE), dtype=np.float32)
+        turns, began = 200, time.perf_counter()
+        self.burn_turns(turns)
+        self._turns_per_millisecond = turns / (1000 * (time.perf_counter() - began))
+
+    def burn_turns(self, turns: int) -> None:
+        """So many matrix products."""
+        for _ in range(turns):
+            np.matmul(self._matrix, self._matrix)
+
+    def burn(self, milliseconds: float) -> None:
+        """About so long, on an idle core."""
+        self.burn_turns(max(1, round(milliseconds * self._turns_per_millisecond)))
+
+
+def slowed(model: Model, title_milliseconds: float, image_milliseconds: float) -> Model:
+    """The model, its encoders taking so long an item."""
+    burner = Burner()
+    titles: Callable[[Sequence[str]], FloatArray] = model.encode_titles
+    images: Callable[[Uint8Array], FloatArray] = model.encode_images
+
+    def encode_titles(items: Sequence[str]) -> FloatArray:
+        burner.burn(title_milliseconds * len(items))
+        return titles(items)
+
+    def encode_images(pixels: Uint8Array) -> FloatArray:
+        burner.burn(image_milliseconds * len(pixels))
+        return images(pixels)
+
+    assert isinstance(model, Predictor)
+    object.__setattr__(model, "encode_titles", encode_titles)
+    object.__setattr__(model, "encode_images", encode_images)
+    return model
+
+
+def _open(folder: Path, verify: Verify, threads: int, resident: bool) -> Model:
+    title, image = (float(own) for own in os.environ["MUFIN_BENCH_ENCODER_MILLISECONDS"].split(","))
+    return slowed(open_from_disk(folder, verify, threads, resident), title, image)
+
+
+def _tell_tasks() -> None:
+    """A line now and then with the number of asyncio tasks of this process."""
+    while True:
+        time.sleep(_TELL_SECONDS)
+        print(json.dumps({"event": "tasks", "tasks": len(asyncio.tasks._all_tasks)}), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_tell_tasks, daemon=True).start()
+    sys.exit(serve(Settings(_cli_parse_args=sys.argv[1:]), _open))
