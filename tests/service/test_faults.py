@@ -253,7 +253,7 @@ def test_without_free_file_handles_open_connections_are_served() -> None:
     with served("--head-seconds", "2", "--drain-seconds", "0") as own:
         url = own.until_ready()
         port = int(url.rpartition(":")[2])
-        with httpx.Client(base_url=url) as kept, ExitStack() as crowd:
+        with httpx.Client(base_url=url, timeout=ENOUGH_SECONDS) as kept, ExitStack() as crowd:
             assert kept.get("/readyz").status_code == 200
             used = len(list(Path(f"/proc/{own.process.pid}/fd").iterdir()))
             resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
@@ -266,7 +266,8 @@ def test_without_free_file_handles_open_connections_are_served() -> None:
             assert [own["code"] for own in answer.json()["warnings"]] == ["image_unreachable"]
             # The crowd is still there; its connections send no head, and are cut off.
             assert httpx.get(f"{url}/readyz", timeout=ENOUGH_SECONDS).status_code == 200
-        assert httpx.post(f"{url}/recommend", json={"product": {"title": "red shoes"}}).status_code == 200
+        again = httpx.post(f"{url}/recommend", json={"product": {"title": "red shoes"}}, timeout=ENOUGH_SECONDS)
+        assert again.status_code == 200
         assert own.process.poll() is None
 
 
