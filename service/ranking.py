@@ -81,12 +81,12 @@ class Ranker:
     """The stages of one bundle."""
 
     def __init__(self, model: Model, queue: BatchQueue, max_batch: int) -> None:
-        self._model, self._queue = model, queue
-        self._masks: OrderedDict[str, BoolArray] = OrderedDict()
-        self._masks_lock = threading.Lock()
-        self._shortlist = queue.stage("shortlist", self._run_shortlist, max_batch, bounded=False)
-        self._rerank = queue.stage("rerank", self._run_rerank, max_batch, bounded=False)
-        self._choose = queue.stage("choose", self._run_choose, 1, bounded=False)
+        # Apart from this object: were they its own methods, it and its stages would hold each other.
+        calls = _Calls(model)
+        self._queue = queue
+        self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=2, bounded=False)
+        self._rerank = queue.stage("rerank", calls.rerank, max_batch, step=3, bounded=False)
+        self._choose = queue.stage("choose", calls.choose, 1, step=4, bounded=False)
 
     def work(self) -> dict[Stage[Any, Any], int]:
         """Items that every product brings to the queue."""
@@ -104,7 +104,16 @@ class Ranker:
         """k labels, spread by ``diversity``, with their attention weights when asked for."""
         return await self._queue.submit(self._choose, job)
 
-    def _run_shortlist(self, jobs: Sequence[ShortlistJob]) -> list[Shortlisted]:
+
+class _Calls:
+    """What runs on a worker, many products a call. Thread-safe."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._masks: OrderedDict[str, BoolArray] = OrderedDict()
+        self._masks_lock = threading.Lock()
+
+    def shortlist(self, jobs: Sequence[ShortlistJob]) -> list[Shortlisted]:
         bags = self._model.bag(
             [job.image_vectors for job in jobs], [job.title_vector for job in jobs], [job.title for job in jobs]
         )
@@ -145,14 +154,14 @@ class Ranker:
             return named
         return np.concatenate([named, self._model.labels.excluded(rules.product_id)])
 
-    def _run_rerank(self, found: Sequence[Shortlisted]) -> list[Ranking]:
+    def rerank(self, found: Sequence[Shortlisted]) -> list[Ranking]:
         scores = self._model.rerank([own.bag for own in found], [own.shortlist for own in found])
         return [
             self._model.fuse(own.bag, own.shortlist, classifier, len(own.shortlist.labels))
             for own, classifier in zip(found, scores, strict=True)
         ]
 
-    def _run_choose(self, jobs: Sequence[ChoiceJob]) -> list[Choice]:
+    def choose(self, jobs: Sequence[ChoiceJob]) -> list[Choice]:
         return [self._choose_one(job) for job in jobs]
 
     def _choose_one(self, job: ChoiceJob) -> Choice:

@@ -52,9 +52,11 @@ class Settings(BaseSettings):
 
     # What to serve
     recommend_bundle: Path | None = None
-    """Bundle folder behind POST /recommend; unset: the endpoint answers 404."""
+    """Bundle folder behind POST /recommend, or a link to one; unset: the endpoint answers 404."""
     bid_queries_bundle: Path | None = None
-    """Bundle folder behind POST /bid-queries; unset: the endpoint answers 404."""
+    """Bundle folder behind POST /bid-queries, or a link to one; unset: the endpoint answers 404."""
+    bundle_poll_seconds: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """How often to look whether these name other bundles, which then replace those being served; 0: never."""
     verify_bundles: Literal["full", "structure"] = "full"
     """full checks every hash; structure is for a volume that mufin-export has already verified."""
 
