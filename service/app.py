@@ -129,8 +129,7 @@ async def _open_and_watch(parts: Parts, open_model: OpenModel, settle: Callable[
     else:
         for facts in parts.open_bundles():
             log.info("bundle_open", **facts)
-        if settings.bundle_poll_seconds > 0:
-            await parts.served.watch(settings.bundle_poll_seconds)
+        await parts.served.watch(settings.bundle_poll_seconds, settings.block_poll_seconds)
 
 
 def _add_answers(app: FastAPI, answering: Answering) -> None:

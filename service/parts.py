@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from mufin.inputs import ImageLimits
 from service.batching import BatchQueue
+from service.block_lists import BlockList, BlockSource, block_source
 from service.bundles import Encoder, Endpoint, OpenBundle, Opener, OpenModel
 from service.cache import Cache, LayeredCache, MemoryCache
 from service.cores import usable_cores
@@ -47,6 +48,7 @@ class Parts:
     cache: Cache
     fetcher: Fetcher
     decoder: Decoder
+    block_lists: dict[Endpoint, BlockList]
     served: Served = field(init=False)
     _vectors: WeakValueDictionary[int, Vectors] = field(default_factory=WeakValueDictionary)
 
@@ -74,7 +76,7 @@ class Parts:
         """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""
         settings = self.settings
         opener = Opener(open_model, settings.verify_bundles, settings.intra_op_threads, settings.resident_records)
-        self.served = Served(self.folders(), opener, self._recommender, self.metrics)
+        self.served = Served(self.folders(), opener, self._recommender, self.metrics, self.block_lists)
         await self.served.open()
         await asyncio.to_thread(settle)
         self.lifecycle.ready()
@@ -130,6 +132,7 @@ def build(settings: Settings) -> Parts:
             settings.decode_budget_pixels,
             ImageLimits(max_pixels=settings.max_image_pixels),
         ),
+        block_lists=_block_lists(settings, client),
     )
 
 
@@ -143,6 +146,15 @@ def _redis_client(settings: Settings) -> RedisClient | None:
     except ValueError:
         # The library's own text shows the URL, and with it the password.
         raise SettingsError("redis_url must look like redis://[:PASSWORD@]HOST:6379/0, or rediss:// for TLS") from None
+
+
+def _block_lists(settings: Settings, client: RedisClient | None) -> dict[Endpoint, BlockList]:
+    sources: dict[Endpoint, BlockSource | None] = {}
+    if settings.recommend_bundle is not None:
+        sources["recommend"] = block_source(settings.recommend_block_file, settings.recommend_block_set, client)
+    if settings.bid_queries_bundle is not None:
+        sources["bid-queries"] = block_source(settings.bid_queries_block_file, settings.bid_queries_block_set, client)
+    return {endpoint: BlockList(source) for endpoint, source in sources.items() if source is not None}
 
 
 def _url_policy(settings: Settings) -> UrlPolicy:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mufin.errors import MufinError
+from service.block_lists import BlockFile, BlockList
 from service.bundles import Endpoint, OpenBundle, Opener, Place, open_bundles
-from service.errors import ServiceError
+from service.errors import ServiceError, SettingsError
 from service.recommender import Recommender
 from service.telemetry import Metrics, get_logger
 
@@ -41,11 +43,15 @@ class Served:
     opener: Opener
     make: MakeRecommender
     metrics: Metrics
+    block_lists: Mapping[Endpoint, BlockList] = field(default_factory=dict)
     _slots: dict[Endpoint, _Slot] = field(default_factory=dict)
     _alive: weakref.WeakSet[OpenBundle] = field(default_factory=weakref.WeakSet)
 
     def __post_init__(self) -> None:
         self.metrics.bundles_in_memory.set_function(lambda: len(self._alive))
+        for endpoint, block_list in self.block_lists.items():
+            age = self.metrics.block_list_age.labels(endpoint)
+            age.set_function(partial(getattr, block_list, "age_seconds"))
 
     def recommender(self, endpoint: Endpoint) -> Recommender:
         """What answers now. Raises KeyError before ``open``, and for an endpoint without a bundle."""
@@ -56,18 +62,49 @@ class Served:
         return {endpoint: slot.recommender.bundle for endpoint, slot in self._slots.items()}
 
     async def open(self) -> None:
-        """Open every bundle. Raises BundleError."""
-        for endpoint, bundle in (await open_bundles(self.folders, self.opener)).items():
-            self._install(endpoint, bundle)
+        """Open every bundle. Raises BundleError, and SettingsError for a block list file that cannot be read."""
+        for endpoint, block_list in self.block_lists.items():
+            await block_list.refresh()
+            if block_list.failure is not None and isinstance(block_list.source, BlockFile):
+                raise SettingsError(f"block list of /{endpoint}: {block_list.failure}")
+            self._tell_failure(endpoint, None)
+        bundles = await open_bundles(self.folders, self.opener)
+        made = {endpoint: self.make(endpoint, bundle) for endpoint, bundle in bundles.items()}
+        await self._apply_block_lists(made)
+        for endpoint, recommender in made.items():
+            self._install(endpoint, bundles[endpoint], recommender)
 
-    async def watch(self, poll_seconds: float) -> None:
-        """Look for new bundles for ever."""
-        while True:
-            await asyncio.sleep(poll_seconds)
-            try:
-                await self.look()
-            except Exception as error:  # a defect here must not end the watch, nor the service
-                get_logger().error("defect", exc_info=error)
+    async def watch(self, bundle_poll_seconds: float, block_poll_seconds: float) -> None:
+        """Look for new bundles and at block lists for ever; 0: not at all."""
+        looks = [(bundle_poll_seconds, self.look)]
+        if self.block_lists:
+            looks.append((block_poll_seconds, self.refresh_block_lists))
+        await asyncio.gather(*(_repeat(look, seconds) for seconds, look in looks if seconds > 0))
+
+    async def refresh_block_lists(self) -> None:
+        """Read the lists again; what has changed holds for every request that is not in the index yet."""
+        for endpoint, block_list in self.block_lists.items():
+            before = block_list.failure
+            if await block_list.refresh():
+                await self._apply_block_lists({endpoint: self._slots[endpoint].recommender})
+            self._tell_failure(endpoint, before)
+
+    def _tell_failure(self, endpoint: Endpoint, before: str | None) -> None:
+        """Once, not at every look."""
+        failure = self.block_lists[endpoint].failure
+        if failure is not None and before is None:
+            remedy = "the list read last stays in force"
+            get_logger().error("block_list_unreadable", endpoint=f"/{endpoint}", reason=failure, remedy=remedy)
+
+    async def _apply_block_lists(self, recommenders: Mapping[Endpoint, Recommender]) -> None:
+        """On return, and until the caller awaits again, all of them know the lists as they are."""
+        for endpoint, recommender in recommenders.items():
+            block_list = self.block_lists.get(endpoint)
+            if block_list is not None and recommender.blocked_ids is not block_list.ids:
+                count = await asyncio.to_thread(recommender.block, block_list.ids)
+                self.metrics.blocked_labels.labels(endpoint).set(count)
+                await self._apply_block_lists(recommenders)  # one read meanwhile may concern any of them
+                return
 
     async def look(self) -> None:
         """Put what the paths name into service where it has changed, and has not changed since the last look.
@@ -91,6 +128,7 @@ class Served:
             bundle = self._opened(place) or await self.opener.open(place)
             # Made for all before any is put in place: what fails, fails before anything has changed.
             made = {endpoint: self.make(endpoint, bundle) for endpoint in endpoints}
+            await self._apply_block_lists(made)
         except Exception as error:
             expected = isinstance(error, (MufinError, ServiceError, OSError))
             for endpoint in endpoints:
@@ -124,7 +162,16 @@ class Served:
         """The same bundle when another endpoint has it already."""
         return next((bundle for bundle in self.bundles().values() if bundle.place == place), None)
 
-    def _install(self, endpoint: Endpoint, bundle: OpenBundle, recommender: Recommender | None = None) -> None:
+    def _install(self, endpoint: Endpoint, bundle: OpenBundle, recommender: Recommender) -> None:
         self._alive.add(bundle)
-        self._slots[endpoint] = _Slot(recommender or self.make(endpoint, bundle), bundle.place)
+        self._slots[endpoint] = _Slot(recommender, bundle.place)
         self.metrics.show_bundle(endpoint, bundle.model)
+
+
+async def _repeat(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await look()
+        except Exception as error:  # a defect here must end neither the watch nor the service
+            get_logger().error("defect", exc_info=error)

@@ -125,6 +125,15 @@ class Metrics:
             ("endpoint", "part", "held"),
             registry=self.registry,
         )
+        self.blocked_labels = Gauge(
+            "mufin_blocked_labels", "Labels that the block list takes out.", ("endpoint",), registry=self.registry
+        )
+        self.block_list_age = Gauge(
+            "mufin_block_list_age_seconds",
+            "Since the block list was last read; +Inf: never.",
+            ("endpoint",),
+            registry=self.registry,
+        )
         self.ready = Gauge("mufin_ready", "1 while /readyz is 200.", registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

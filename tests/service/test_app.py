@@ -509,6 +509,6 @@ async def test_a_client_that_hangs_up_stops_the_work() -> None:
 async def test_titles_go_before_pictures() -> None:
     """Cheap, and what an answer rests on when pictures are late: a crowd of pictures must not starve them."""
     async with running(worker_threads=1) as (_, app):
-        names = [stage.name for stage in app.state.parts.queue._stages]
-        assert names.index("encode_titles") < names.index("encode_images")
-        assert names.index("shortlist") < names.index("encode_titles")
+        recommender = app.state.parts.served.recommender("recommend")
+        vectors, ranking = recommender._vectors, recommender._ranker.work()
+        assert vectors.image_stage.step < vectors.title_stage.step < min(stage.step for stage in ranking)
