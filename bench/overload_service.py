@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mufin.inputs import FloatArray, Uint8Array
-from mufin.predictor import Predictor
+from mufin.item_encoder import ItemEncoder
 from service.__main__ import serve
 from service.bundles import Model, Verify, open_from_disk
 from service.settings import Settings
@@ -49,8 +49,9 @@ class Burner:
 def slowed(model: Model, title_milliseconds: float, image_milliseconds: float) -> Model:
     """The model, its encoders taking so long an item."""
     burner = Burner()
-    titles: Callable[[Sequence[str]], FloatArray] = model.encode_titles
-    images: Callable[[Uint8Array], FloatArray] = model.encode_images
+    encoder = model.encoder
+    titles: Callable[[Sequence[str]], FloatArray] = encoder.encode_titles
+    images: Callable[[Uint8Array], FloatArray] = encoder.encode_images
 
     def encode_titles(items: Sequence[str]) -> FloatArray:
         burner.burn(title_milliseconds * len(items))
@@ -60,9 +61,9 @@ def slowed(model: Model, title_milliseconds: float, image_milliseconds: float) -
         burner.burn(image_milliseconds * len(pixels))
         return images(pixels)
 
-    assert isinstance(model, Predictor)
-    object.__setattr__(model, "encode_titles", encode_titles)
-    object.__setattr__(model, "encode_images", encode_images)
+    assert isinstance(encoder, ItemEncoder)
+    object.__setattr__(encoder, "encode_titles", encode_titles)
+    object.__setattr__(encoder, "encode_images", encode_images)
     return model
 
 

@@ -39,6 +39,7 @@ from mufin.golden import Parity, read_golden, write_golden
 from mufin.graphs import EncoderGraphs
 from mufin.image_source import ImageReader
 from mufin.inputs import FloatArray, Int64Array, Uint8Array, decode_image, normalise_title
+from mufin.item_encoder import ItemEncoder
 from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, extend_labels, write_labels
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, extend_filters, write_excluded, write_filters
 from mufin.label_records_file import RECORDS_FILE, RecordBlock, RecordWriter
@@ -201,8 +202,8 @@ def _extend_records(
     manifest, sizes = bundle.manifest, bundle.manifest.sizes
     fold = read_label_fold(bundle.path(CROSS_FILE)) if sizes.cross_attention else None
     # Labels are encoded in fp32, as at export, whatever incoming products are encoded in.
-    graphs = EncoderGraphs(bundle.folder, sizes.dimension, threads)
-    predictor = Predictor(graphs, BundleLabelStore(bundle, threads), bundle)
+    encoder = ItemEncoder(EncoderGraphs(bundle.folder, sizes.dimension, threads), bundle)
+    predictor = Predictor(encoder, BundleLabelStore(bundle, threads), bundle)
     embeddings = []
     with RecordWriter(folder, sizes.dimension, slots, sizes.record_type) as records, ImageReader(images) as reader:
         for start in range(0, sizes.labels, _LABELS_AT_ONCE):

@@ -46,6 +46,8 @@ class EncoderGraphs:
         # Integer matrix products of ONNX Runtime exist on the CPU alone.
         self.encoders = encoders if encoders is not None and device == "cpu" else Encoders()
         self._dimension, self._title_width = dimension, dimension + sentence
+        self.files = tuple(folder / self.encoders.graph_file(name) for name in _SIGNATURES)
+        """The graphs that run"""
 
         def start(name: str, width: int) -> ort.InferenceSession:
             path = folder / self.encoders.graph_file(name)

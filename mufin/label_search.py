@@ -83,6 +83,8 @@ class LabelSearch:
         self._index, self._vectors, self._threads, self._candidates = index, vectors, threads, candidates
         self._shortlist = shortlist
         self._lists = KINDS[kind].lists
+        self.copied = KINDS[kind].flag == 0
+        """Whether the index lies in the process's own memory, instead of a mapped file"""
         self._kept = _kept(removed, self.size)
         self._every = _Allowed(self._kept, self.size)
         head = np.zeros(0, dtype=np.int64) if head is None else head

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from mufin.bundle import INDEX_FILE, Bundle
+from mufin.bundle import INDEX_FILE, VECTORS_FILE, Bundle
+from mufin.evidence_file import EVIDENCE_FILE
 from mufin.inputs import BoolArray, FloatArray, Int64Array
-from mufin.label_files import LABELS_FILE, Label
+from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, Label
+from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE
 from mufin.label_records_file import RECORDS_FILE
 from mufin.label_search import LabelSearch
 from mufin.reranking import Kernel, Reranker, make_reranker
 from mufin.scoring import CrossAttention, LabelRecords
+
+_MAPPED = (VECTORS_FILE, LABELS_FILE, OFFSETS_FILE, LOOKUP_FILE)
+_READ = (FILTERS_FILE, EXCLUDED_FILE, EVIDENCE_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,17 @@ class BundleLabelStore:
 
     def memory(self) -> dict[str, MemoryUse]:
         """Bytes of each large part of the label side, by its file's name."""
-        records = self._bundle.records
-        mapped = {name: MemoryUse(0, self._bundle.path(name).stat().st_size) for name in (INDEX_FILE, LABELS_FILE)}
-        return {RECORDS_FILE: MemoryUse(records.resident_bytes, records.mapped_bytes), **mapped}
+        bundle, records = self._bundle, self._bundle.records
+        files = bundle.manifest.files
+        index = (
+            MemoryUse(files[INDEX_FILE].size_bytes, 0)
+            if self._search.copied
+            else MemoryUse(0, files[INDEX_FILE].size_bytes)
+        )
+        parts = {RECORDS_FILE: MemoryUse(records.resident_bytes, records.mapped_bytes), INDEX_FILE: index}
+        parts |= {name: MemoryUse(0, files[name].size_bytes) for name in _MAPPED if name in files}
+        # Read whole: filters, exclude pairs, and what a learned combination knows.
+        return parts | {name: MemoryUse(files[name].size_bytes, 0) for name in _READ if name in files}
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) unit length, in the order of ``labels``."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,14 +23,14 @@ from mufin.inputs import (
     FloatArray,
     InputSpec,
     Int64Array,
-    TitleTokenizer,
     TokenBatch,
     Uint8Array,
     layout_bags,
     normalise_title,
 )
+from mufin.item_encoder import EncoderPool, ItemEncoder, open_encoder
 from mufin.label_files import Label, LabelSource
-from mufin.label_store import BundleLabelStore
+from mufin.label_store import BundleLabelStore, MemoryUse
 from mufin.reranking import Kernel, Reranker
 from mufin.scoring import (
     CrossAttention,
@@ -46,18 +45,17 @@ from mufin.scoring import (
 from mufin.title_words import SparseRow
 
 __all__ = [
+    "EncoderPool",
     "Label",
     "LabelSource",
     "LabelStore",
+    "MemoryUse",
     "Predictor",
     "ProductBag",
     "Ranking",
     "Shortlist",
     "open_predictor",
 ]
-
-_TITLES_AT_ONCE = 64
-_IMAGES_AT_ONCE = 16
 
 
 class LabelStore(Protocol):
@@ -87,6 +85,9 @@ class LabelStore(Protocol):
 
     def removed(self, labels: Int64Array) -> BoolArray:
         """(N,) bool of (N,) labels: which are never returned any more."""
+
+    def memory(self) -> Mapping[str, MemoryUse]:
+        """Bytes of each large part, by its name."""
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) unit length, in the order of ``labels``."""
@@ -164,60 +165,43 @@ class Ranking:
 class Predictor:
     """The stages over one bundle. Thread-safe."""
 
-    def __init__(self, graphs: EncoderGraphs, labels: LabelStore, bundle: Bundle) -> None:
-        self._graphs, self._bundle = graphs, bundle
+    def __init__(self, encoder: ItemEncoder, labels: LabelStore, bundle: Bundle) -> None:
+        self.encoder, self._bundle = encoder, bundle
+        self._graphs = encoder.graphs
         self.labels = labels
-        self.input_spec: InputSpec = bundle.manifest.input_spec
+        self.input_spec: InputSpec = encoder.input_spec
         self.score_spec: ScoreSpec = bundle.manifest.score_spec
-        self.tokenizer = TitleTokenizer(bundle.tokenizer_definition, self.input_spec.max_title_tokens)
-        self.dimension = bundle.manifest.sizes.dimension
+        self.tokenizer = encoder.tokenizer
+        self.dimension = encoder.dimension
         """D"""
-        self.title_width = self.dimension + bundle.manifest.sizes.sentence
+        self.title_width = encoder.title_width
         """Numbers of a title's vector: D, and W of its sentence behind them where a learned combination looks at it"""
+        self.encoder_id = encoder.encoder_id
+        """Equal for predictors whose items have equal vectors here"""
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
         self._attention: CrossAttention | None = bundle.cross_attention
         self._reranker = labels.reranker(self._attention)
 
-    @cached_property
-    def encoder_id(self) -> str:
-        """Of the graphs that run here: fp32 and int8 ones differ, so that no cache mixes their vectors."""
-        return self._bundle.manifest.encoder_id_of(self._graphs.encoders)
-
     def with_graphs(self, graphs: EncoderGraphs) -> Predictor:
         """The same bundle and labels behind other graphs, to compare precisions; not for answers."""
-        return Predictor(graphs, self.labels, self._bundle)
+        return Predictor(ItemEncoder(graphs, self._bundle), self.labels, self._bundle)
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
-        """(B, title_width). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""
-        return self.encode_tokens(self.tokenizer.encode(titles))
+        """(B, title_width): ItemEncoder.encode_titles."""
+        return self.encoder.encode_titles(titles)
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
-        """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""
-        vectors = np.zeros((len(tokens.ids), self.title_width), dtype=np.float32)
-        lengths = tokens.mask.sum(axis=1)
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), _TITLES_AT_ONCE):
-            rows = order[start : start + _TITLES_AT_ONCE]
-            longest = int(lengths[rows].max())
-            part = TokenBatch(
-                np.ascontiguousarray(tokens.ids[rows, :longest]), np.ascontiguousarray(tokens.mask[rows, :longest])
-            )
-            vectors[rows] = self._graphs.titles(part)
-        return vectors
+        """(B, T) ids and mask -> (B, title_width): ItemEncoder.encode_tokens."""
+        return self.encoder.encode_tokens(tokens)
 
     def encode_images(self, pixels: Uint8Array) -> FloatArray:
-        """(N, side, side, 3) uint8 -> (N, D)"""
-        side = self.input_spec.image_side_pixels
-        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
-            raise InputError(
-                f"pixels are {pixels.shape} {pixels.dtype}, this bundle needs (N, {side}, {side}, 3) uint8"
-            )
-        vectors = np.zeros((len(pixels), self.dimension), dtype=np.float32)
-        for start in range(0, len(pixels), _IMAGES_AT_ONCE):
-            block = slice(start, start + _IMAGES_AT_ONCE)
-            vectors[block] = self._graphs.images(np.ascontiguousarray(pixels[block]))
-        return vectors
+        """(N, side, side, 3) uint8 -> (N, D): ItemEncoder.encode_images."""
+        return self.encoder.encode_images(pixels)
+
+    def memory(self) -> dict[str, MemoryUse]:
+        """Bytes of each large part, by its file; those of the encoder are shared by all that encode alike."""
+        return {**self.encoder.memory, **self.labels.memory()}
 
     def bag(
         self, image_vectors: Sequence[FloatArray], title_vectors: Sequence[FloatArray | None],
@@ -405,15 +389,16 @@ def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:
 
 def open_predictor(
     path: Path, verify: Verify = "full", intra_op_threads: int = 1, device: Device = "cpu", *,
-    kernel: Kernel = "numba", resident: bool = False,
+    kernel: Kernel = "numba", resident: bool = False, encoders: EncoderPool | None = None,
 ) -> Predictor:  # fmt: skip
     """Open a bundle and its graphs and index. Raises BundleError for one that must not be opened.
 
     ``intra_op_threads``: threads of one graph call and of one label search. ``device``: where the graphs run; cuda runs
     the fp32 graphs of any bundle and raises ConfigError where ONNX Runtime cannot. ``kernel``: compiled reranking, or
     numpy's, some ten times slower, which needs no numba. ``resident``: label records in memory, never read from disk later.
+    ``encoders``: where bundles that encode alike find each other's sessions; None: sessions of its own.
     """
     bundle = open_bundle(path, verify)
-    sizes = bundle.manifest.sizes
-    graphs = EncoderGraphs(path, sizes.dimension, intra_op_threads, sizes.encoders, device, sizes.sentence)
-    return Predictor(graphs, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)
+    opened = open_encoder if encoders is None else encoders.open
+    encoder = opened(bundle, intra_op_threads, device)
+    return Predictor(encoder, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -22,7 +21,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app, lifecycle_of
-from service.bundles import Model, OpenModel, Verify, open_from_disk
+from service.bundles import OpenModel, open_from_disk
 from service.connections import ConnectionWatch
 from service.errors import SettingsError
 from service.lifecycle import Phase
@@ -82,23 +81,20 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _then_freeze(open_model: OpenModel) -> OpenModel:
-    """What the start leaves in memory stays there: full collections, which stop all requests, need not look at it."""
+def _freeze() -> None:
+    """What the start leaves in memory stays there: full collections, which stop all requests, need not look at it.
 
-    def open_and_freeze(folder: Path, verify: Verify, intra_op_threads: int, resident: bool) -> Model:
-        model = open_model(folder, verify, intra_op_threads, resident)
-        gc.collect()
-        gc.freeze()
-        return model
-
-    return open_and_freeze
+    A bundle that is replaced later goes by its reference counts, which freezing does not touch.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def serve(settings: Settings, open_model: OpenModel = open_from_disk) -> int:
     """Serve until a signal; returns the exit code: 0 after a clean end, 1 when the start failed."""
     configure_logging(settings.log_level)
     try:
-        app = create_app(settings, _then_freeze(open_model))
+        app = create_app(settings, open_model, _freeze)
         sockets = [_listen(settings.host, port) for port in (settings.port, settings.admin_port) if port is not None]
     except SettingsError as error:
         return _refuse(str(error))

@@ -46,14 +46,16 @@ _ENDPOINTS: dict[Endpoint, str] = {
 _DOCS_POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 
-def create_app(settings: Settings, open_model: OpenModel = open_from_disk) -> FastAPI:
-    """The whole service as an ASGI app. Raises SettingsError."""
+def create_app(
+    settings: Settings, open_model: OpenModel = open_from_disk, settle: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """The whole service as an ASGI app; ``settle`` runs once between opening bundles and readiness. Raises SettingsError."""
     parts = build(settings)
     app = FastAPI(
         title="MUFIN",
         summary="Product recommendations and bid queries from titles and images.",
         version="1",
-        lifespan=_lifespan(parts, open_model),
+        lifespan=_lifespan(parts, open_model, settle),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -91,22 +93,22 @@ def lifecycle_of(app: FastAPI) -> Lifecycle:
     return lifecycle
 
 
-def _lifespan(parts: Parts, open_model: OpenModel) -> Callable[[FastAPI], Any]:
+def _lifespan(parts: Parts, open_model: OpenModel, settle: Callable[[], None]) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Opened beside the server, so that the probes answer while it takes its time.
-        opening = asyncio.ensure_future(_open(parts, open_model))
+        serving = asyncio.ensure_future(_open_and_watch(parts, open_model, settle))
         try:
             yield
         finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
             await parts.aclose()
 
     return lifespan
 
 
-async def _open(parts: Parts, open_model: OpenModel) -> None:
+async def _open_and_watch(parts: Parts, open_model: OpenModel, settle: Callable[[], None]) -> None:
     log, settings = get_logger(), parts.settings
     if settings.listens_beyond_loopback and not parts.keys:
         log.warning(
@@ -117,7 +119,7 @@ async def _open(parts: Parts, open_model: OpenModel) -> None:
     if not parts.folders():
         log.warning("no_bundle", remedy="set MUFIN_RECOMMEND_BUNDLE or MUFIN_BID_QUERIES_BUNDLE")
     try:
-        await parts.open(open_model)
+        await parts.open(open_model, settle)
     except (MufinError, ServiceError, OSError) as error:
         parts.lifecycle.fail(str(error))
         log.error("bundle_refused", reason=str(error))
@@ -125,8 +127,9 @@ async def _open(parts: Parts, open_model: OpenModel) -> None:
         parts.lifecycle.fail("a defect while opening bundles")
         log.error("defect", exc_info=error)
     else:
-        for bundle in parts.open_bundles():
-            log.info("bundle_open", **bundle.facts())
+        for facts in parts.open_bundles():
+            log.info("bundle_open", **facts)
+        await parts.served.watch(settings.bundle_poll_seconds, settings.block_poll_seconds)
 
 
 def _add_answers(app: FastAPI, answering: Answering) -> None:
@@ -200,7 +203,7 @@ def _add_admin(app: FastAPI, parts: Parts, answering: Answering) -> None:
 
     async def bundles(request: Request) -> Response:
         answering.check_key(request, "admin")
-        shown = {"bundles": [bundle.facts() for bundle in parts.open_bundles()]}
+        shown = {"bundles": parts.open_bundles()}
         return Response(orjson.dumps(shown), media_type="application/json")
 
     _get(app, "/metrics", metrics, probe_operation("For Prometheus", may_fail=False))

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from service.errors import NotReady, Shed
@@ -34,23 +35,39 @@ _LONGEST_BATCH_SECONDS = 0.05
 _STOPPED = "the service is stopping"
 
 
+@dataclass(frozen=True, slots=True)
+class Padding(Generic[In]):
+    """What it costs to put items of unlike length into one call: all are padded to the longest."""
+
+    length: Callable[[In], float]
+    """Of one item; need not be exact."""
+    call_overhead: float
+    """What a call costs beside its items, as a length."""
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[In, Out]):
     item: In
     answer: asyncio.Future[Out]
+    number: int
+    """In the order of arrival."""
+    length: float
     taken: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Stage(Generic[In, Out]):
-    """One kind of work; made by ``BatchQueue.stage``."""
+    """One kind of work; made by ``BatchQueue.stage``. The queue holds it only while something waits in it."""
 
     name: str
     run: Callable[[Sequence[In]], Sequence[Out]]
     """Called on a worker thread with 1..max_batch items; answers in their order."""
     max_batch: int
+    step: int
+    """How far a request has come when it gets here; later steps go first."""
     bounded: bool
     """Whether items are refused when the queue is full; later steps of an accepted request are not."""
+    padding: Padding[In] | None
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
@@ -60,6 +77,16 @@ class Stage(Generic[In, Out]):
         if self.seconds_per_item * self.max_batch <= _LONGEST_BATCH_SECONDS:
             return self.max_batch
         return max(1, int(_LONGEST_BATCH_SECONDS / self.seconds_per_item))
+
+    def take(self) -> list[_Waiting[In, Out]]:
+        """The item that came first and those that go well with it, at most ``fair_batch()``; they wait no more."""
+        most = self.fair_batch()
+        if self.padding is None or len(self.waiting) == 1:
+            return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+        batch = _alike(self.waiting, most, self.padding.call_overhead)
+        taken = set(map(id, batch))
+        self.waiting = deque(own for own in self.waiting if id(own) not in taken)
+        return batch
 
 
 class Ticket:
@@ -99,23 +126,20 @@ class BatchQueue:
         self._max_waiting_items = max_waiting_items
         self._observe = observe
         self._stages: list[Stage[Any, Any]] = []
+        """Those in which something waits."""
         self._promised: Counter[Stage[Any, Any]] = Counter()
         """Items of accepted requests that are not done, also those that have not come to the queue yet."""
+        self._arrivals = 0
         self._running: dict[asyncio.Future[Any], float] = {}
         self._waiting_items = 0
         self._stopped = False
 
     def stage(
-        self, name: str, run: Callable[[Sequence[In]], Sequence[Out]], max_batch: int, *, bounded: bool = True
-    ) -> Stage[In, Out]:
-        """A new kind of work. Later ones go first: what finishes a request before what begins one."""
-        stage = Stage(name, run, max_batch, bounded)
-        self._stages.insert(0, stage)
-        return stage
-
-    def retire(self, stages: Sequence[Stage[Any, Any]]) -> None:
-        """Forget stages that nothing waits in."""
-        self._stages = [stage for stage in self._stages if stage not in stages or stage.waiting]
+        self, name: str, run: Callable[[Sequence[In]], Sequence[Out]], max_batch: int, *,
+        step: int = 0, bounded: bool = True, padding: Padding[In] | None = None,
+    ) -> Stage[In, Out]:  # fmt: skip
+        """A new kind of work. Stages of a later step go first: what finishes a request before what begins one."""
+        return Stage(name, run, max_batch, step, bounded, padding)
 
     @property
     def waiting_items(self) -> int:
@@ -130,18 +154,16 @@ class BatchQueue:
     def estimated_wait_seconds(self, work: Mapping[Stage[Any, Any], int] | None = None) -> float:
         """How long what is promised or waiting will take, by the moving averages.
 
-        ``work``: of one request; then only what goes before its last stage counts. A product whose vectors are known
+        ``work``: of one request; then only what does not go behind it counts. A product whose vectors are known
         passes those that wait for an encoder.
         """
-        order = self._stages.index
-        last = len(self._stages)
+        first = -math.inf
         if work is not None:
-            last = max((order(stage) for stage, items in work.items() if items), default=-1)
+            first = min((stage.step for stage, items in work.items() if items), default=math.inf)
         seconds = 0.0
-        for stage in self._stages:
-            items = max(self._promised[stage], len(stage.waiting))
-            if items and order(stage) <= last:
-                seconds += items * stage.seconds_per_item
+        for stage in {*self._stages, *self._promised}:
+            if stage.step >= first:
+                seconds += max(self._promised[stage], len(stage.waiting)) * stage.seconds_per_item
         return seconds / self._workers
 
     def admit(self, work: Mapping[Stage[Any, Any], int], remaining_seconds: float) -> Ticket:
@@ -168,7 +190,11 @@ class BatchQueue:
         if stage.bounded and self._waiting_items >= self._max_waiting_items:
             detail = f"{self._waiting_items} items are waiting, {self._max_waiting_items} are allowed"
             raise Shed("queue_full", detail, max(1, math.ceil(self.estimated_wait_seconds())))
-        waiting = _Waiting[In, Out](item, asyncio.get_running_loop().create_future())
+        length = stage.padding.length(item) if stage.padding is not None else 0.0
+        self._arrivals += 1
+        waiting = _Waiting[In, Out](item, asyncio.get_running_loop().create_future(), self._arrivals, length)
+        if not stage.waiting:
+            self._stages.append(stage)
         stage.waiting.append(waiting)
         self._waiting_items += 1
         self._start_batches()
@@ -178,6 +204,8 @@ class BatchQueue:
             if not waiting.taken:
                 stage.waiting.remove(waiting)
                 self._taken(waiting)
+                if not stage.waiting:
+                    self._stages.remove(stage)
 
     async def aclose(self, grace_seconds: float = 0.0) -> None:
         """Take no more, let running batches end within the grace, answer whoever is left with NotReady."""
@@ -192,10 +220,12 @@ class BatchQueue:
 
     def _start_batches(self) -> None:
         while len(self._running) < self._workers and not self._stopped:
-            stage = next((stage for stage in self._stages if stage.waiting), None)
-            if stage is None:
+            if not self._stages:
                 return
-            batch = [stage.waiting.popleft() for _ in range(min(stage.fair_batch(), len(stage.waiting)))]
+            stage = max(self._stages, key=lambda own: (own.step, -own.waiting[0].number))
+            batch = stage.take()
+            if not stage.waiting:
+                self._stages.remove(stage)
             for waiting in batch:
                 self._taken(waiting)
             batch = [waiting for waiting in batch if not waiting.answer.done()]
@@ -228,6 +258,20 @@ class BatchQueue:
             return
         self._running[running] = began
         running.add_done_callback(finish)
+
+
+def _alike(waiting: Sequence[_Waiting[In, Out]], most: int, call_overhead: float) -> list[_Waiting[In, Out]]:
+    """The first, and those nearest in length for which padding costs less than a call of their own."""
+    first = waiting[0]
+    batch, longest = [first], first.length
+    for other in sorted(islice(waiting, 1, None), key=lambda own: abs(own.length - first.length)):
+        if len(batch) == most:
+            break
+        together = len(batch) * max(0.0, other.length - longest) + max(0.0, longest - other.length)
+        if together <= call_overhead:
+            batch.append(other)
+            longest = max(longest, other.length)
+    return batch
 
 
 def run_batch(run: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:

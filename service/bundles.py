@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mufin.bundle import MANIFEST_FILE
 from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, InputSpec, Int64Array, Uint8Array
-from mufin.predictor import LabelStore, ProductBag, Ranking, Shortlist, open_predictor
+from mufin.predictor import EncoderPool, LabelStore, MemoryUse, ProductBag, Ranking, Shortlist, open_predictor
 from mufin.scoring import ScoreSpec
 
 Endpoint = Literal["recommend", "bid-queries"]
@@ -34,9 +35,27 @@ class Replay(Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """What turns titles and pixels into vectors; ``mufin.item_encoder.ItemEncoder``. Bundles may share one."""
+
+    @property
+    def input_spec(self) -> InputSpec: ...
+    @property
+    def encoder_id(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def title_width(self) -> int: ...
+
+    def encode_titles(self, titles: Sequence[str]) -> FloatArray: ...
+    def encode_images(self, pixels: Uint8Array) -> FloatArray: ...
+
+
 class Model(Protocol):
     """What the service needs of ``mufin.predictor.Predictor``; a tiny in-memory one serves tests."""
 
+    @property
+    def encoder(self) -> Encoder: ...
     @property
     def input_spec(self) -> InputSpec: ...
     @property
@@ -51,11 +70,8 @@ class Model(Protocol):
     def name(self) -> str: ...
     @property
     def dimension(self) -> int: ...
-    @property
-    def title_width(self) -> int: ...
 
-    def encode_titles(self, titles: Sequence[str]) -> FloatArray: ...
-    def encode_images(self, pixels: Uint8Array) -> FloatArray: ...
+    def memory(self) -> Mapping[str, MemoryUse]: ...
     def bag(
         self,
         image_vectors: Sequence[FloatArray],
@@ -80,11 +96,30 @@ OpenModel = Callable[[Path, Verify, int, bool], Model]
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a bundle lies at one moment: the folder that a path names, and whether it is still the same one."""
+
+    folder: Path
+    """Links resolved, so that a bundle is opened from one folder whatever its link does meanwhile"""
+    stamp: tuple[int, int, int] | None
+    """Inode, nanoseconds of the last change and size of its manifest; None: there is none"""
+
+    @classmethod
+    def of(cls, path: Path) -> Place:
+        """Look at the disk."""
+        folder = path.resolve()
+        try:
+            status = (folder / MANIFEST_FILE).stat()
+        except OSError:
+            return cls(folder, None)
+        return cls(folder, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class OpenBundle:
     """A bundle that is verified and has answered."""
 
-    endpoint: Endpoint
-    folder: Path
+    place: Place
     model: Model
     opened_seconds: float
     """How long opening, verifying and replaying took."""
@@ -92,44 +127,60 @@ class OpenBundle:
     def facts(self) -> dict[str, Any]:
         """What GET /bundles shows."""
         return {
-            "endpoint": f"/{self.endpoint}",
             "id": self.model.bundle_id,
             "name": self.model.name,
+            "folder": self.place.folder.name,
             "encoder_id": self.model.encoder_id,
             "labels": self.model.labels.size,
             "filter_keys": list(self.model.labels.filter_keys),
             "input_spec": self.model.input_spec.to_json(),
             "score_spec": self.model.score_spec.to_json(),
             "opened_seconds": round(self.opened_seconds, 3),
+            "memory_bytes": {
+                part: {"resident": use.resident_bytes, "mapped": use.mapped_bytes}
+                for part, use in self.model.memory().items()
+            },
         }
+
+
+# Holds no encoder itself: a bundle opened while another one encodes alike shares its sessions.
+_ENCODERS = EncoderPool()
 
 
 def open_from_disk(folder: Path, verify: Verify, intra_op_threads: int, resident: bool) -> Model:
     """The real thing: a bundle that mufin-export wrote."""
-    return open_predictor(folder, verify, intra_op_threads, resident=resident)
+    return open_predictor(folder, verify, intra_op_threads, resident=resident, encoders=_ENCODERS)
 
 
-async def open_bundles(
-    folders: Mapping[Endpoint, Path], verify: Verify, intra_op_threads: int, resident: bool, open_model: OpenModel
-) -> list[OpenBundle]:
-    """Open every bundle; endpoints that share a folder share a model. Raises BundleError."""
-    models: dict[Path, tuple[Model, float]] = {}
-    for folder in dict.fromkeys(folder.resolve() for folder in folders.values()):
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """How bundles are opened, at the start and while serving."""
+
+    open_model: OpenModel
+    verify: Verify
+    intra_op_threads: int
+    resident: bool
+
+    async def open(self, place: Place) -> OpenBundle:
+        """Open, verify, warm. Raises BundleError."""
         began = time.monotonic()
-        model = await asyncio.to_thread(_open_and_replay, folder, verify, intra_op_threads, resident, open_model)
-        models[folder] = (model, time.monotonic() - began)
-    return [OpenBundle(endpoint, folder, *models[folder.resolve()]) for endpoint, folder in folders.items()]
+        model = await asyncio.to_thread(self._open_and_replay, place.folder)
+        return OpenBundle(place, model, time.monotonic() - began)
+
+    def _open_and_replay(self, folder: Path) -> Model:
+        """Readiness means that a real inference has run and came out right (pytorch/serve#1531)."""
+        model = self.open_model(folder, self.verify, self.intra_op_threads, self.resident)
+        replay = model.replay_golden()
+        if not replay.passed:
+            raise BundleError(
+                f"{folder}: golden items do not come out as at export, so this machine or its libraries compute "
+                f"differently: export again here, or install the versions in the manifest's provenance\n{replay.table()}"
+            )
+        return model
 
 
-def _open_and_replay(
-    folder: Path, verify: Verify, intra_op_threads: int, resident: bool, open_model: OpenModel
-) -> Model:
-    """Readiness means that a real inference has run and came out right (pytorch/serve#1531)."""
-    model = open_model(folder, verify, intra_op_threads, resident)
-    replay = model.replay_golden()
-    if not replay.passed:
-        raise BundleError(
-            f"{folder}: golden items do not come out as at export, so this machine or its libraries compute "
-            f"differently: export again here, or install the versions in the manifest's provenance\n{replay.table()}"
-        )
-    return model
+async def open_bundles(folders: Mapping[Endpoint, Path], opener: Opener) -> dict[Endpoint, OpenBundle]:
+    """Open every bundle; endpoints that share a folder share a bundle. Raises BundleError."""
+    places = {endpoint: await asyncio.to_thread(Place.of, folder) for endpoint, folder in folders.items()}
+    bundles = {place: await opener.open(place) for place in dict.fromkeys(places.values())}
+    return {endpoint: bundles[place] for endpoint, place in places.items()}

@@ -6,12 +6,16 @@ Knows no HTTP; whoever answers requests asks for the recommender of an endpoint.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 from mufin.inputs import ImageLimits
 from service.batching import BatchQueue
-from service.bundles import Endpoint, OpenBundle, OpenModel, open_bundles
+from service.block_lists import BlockList, BlockSource, block_source
+from service.bundles import Encoder, Endpoint, OpenBundle, Opener, OpenModel
 from service.cache import Cache, LayeredCache, MemoryCache
 from service.cores import usable_cores
 from service.decoding import Decoder
@@ -24,6 +28,7 @@ from service.rate_limit import RateLimiter
 from service.recommender import Recommender
 from service.redis_client import RedisClient
 from service.security import KeyRing, read_keys
+from service.served import Served
 from service.settings import Settings
 from service.shared_cache import RedisCache
 from service.telemetry import Metrics
@@ -43,7 +48,9 @@ class Parts:
     cache: Cache
     fetcher: Fetcher
     decoder: Decoder
-    recommenders: dict[Endpoint, Recommender] = field(default_factory=dict)
+    block_lists: dict[Endpoint, BlockList]
+    served: Served = field(init=False)
+    _vectors: WeakValueDictionary[int, Vectors] = field(default_factory=WeakValueDictionary)
 
     def folders(self) -> dict[Endpoint, Path]:
         """The bundle folder of every endpoint that has one."""
@@ -59,35 +66,40 @@ class Parts:
             raise NoBundle(f"nothing is served behind /{endpoint}")
         if not self.lifecycle.answers:
             raise NotReady(f"the service is {self.lifecycle.phase.value}")
-        return self.recommenders[endpoint]
+        return self.served.recommender(endpoint)
 
-    def open_bundles(self) -> list[OpenBundle]:
-        """What is served now."""
-        return [recommender.bundle for recommender in self.recommenders.values()]
+    def open_bundles(self) -> list[dict[str, Any]]:
+        """What is served now, as GET /bundles shows it."""
+        return [{"endpoint": f"/{endpoint}", **bundle.facts()} for endpoint, bundle in self.served.bundles().items()]
 
-    async def open(self, open_model: OpenModel) -> None:
+    async def open(self, open_model: OpenModel, settle: Callable[[], None]) -> None:
         """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""
         settings = self.settings
-        bundles = await open_bundles(
-            self.folders(), settings.verify_bundles, settings.intra_op_threads, settings.resident_records, open_model
-        )
-        vectors: dict[int, Vectors] = {}
-        for bundle in bundles:
-            model = bundle.model
-            if id(model) not in vectors:
-                vectors[id(model)] = Vectors(
-                    model, self.queue, self.cache, self.fetcher, self.decoder, _vector_limits(settings)
-                )
-            self.recommenders[bundle.endpoint] = Recommender(
-                bundle,
-                self.queue,
-                vectors[id(model)],
-                Ranker(model, self.queue, settings.max_rank_batch),
-                image_reserve_seconds=settings.image_reserve_milliseconds / 1000,
-                distinct_words=bundle.endpoint == "bid-queries",
-            )
-            self.metrics.bundle_info.labels(bundle.endpoint, model.name, model.bundle_id, model.encoder_id).set(1)
+        opener = Opener(open_model, settings.verify_bundles, settings.intra_op_threads, settings.resident_records)
+        self.served = Served(self.folders(), opener, self._recommender, self.metrics, self.block_lists)
+        await self.served.open()
+        await asyncio.to_thread(settle)
         self.lifecycle.ready()
+
+    def _recommender(self, endpoint: Endpoint, bundle: OpenBundle) -> Recommender:
+        model, settings = bundle.model, self.settings
+        return Recommender(
+            bundle,
+            self.queue,
+            self._vectors_of(model.encoder),
+            Ranker(model, self.queue, settings.max_rank_batch),
+            image_reserve_seconds=settings.image_reserve_milliseconds / 1000,
+            distinct_words=endpoint == "bid-queries",
+        )
+
+    def _vectors_of(self, encoder: Encoder) -> Vectors:
+        """One for all bundles that share an encoder: what one endpoint waits for, the other does not compute again."""
+        vectors = self._vectors.get(id(encoder))
+        if vectors is None:
+            limits = _vector_limits(self.settings)
+            vectors = Vectors(encoder, self.queue, self.cache, self.fetcher, self.decoder, limits)
+            self._vectors[id(encoder)] = vectors
+        return vectors
 
     async def aclose(self) -> None:
         """Answer whoever is left, then let go of threads and connections."""
@@ -120,6 +132,7 @@ def build(settings: Settings) -> Parts:
             settings.decode_budget_pixels,
             ImageLimits(max_pixels=settings.max_image_pixels),
         ),
+        block_lists=_block_lists(settings, client),
     )
 
 
@@ -133,6 +146,15 @@ def _redis_client(settings: Settings) -> RedisClient | None:
     except ValueError:
         # The library's own text shows the URL, and with it the password.
         raise SettingsError("redis_url must look like redis://[:PASSWORD@]HOST:6379/0, or rediss:// for TLS") from None
+
+
+def _block_lists(settings: Settings, client: RedisClient | None) -> dict[Endpoint, BlockList]:
+    sources: dict[Endpoint, BlockSource | None] = {}
+    if settings.recommend_bundle is not None:
+        sources["recommend"] = block_source(settings.recommend_block_file, settings.recommend_block_set, client)
+    if settings.bid_queries_bundle is not None:
+        sources["bid-queries"] = block_source(settings.bid_queries_block_file, settings.bid_queries_block_set, client)
+    return {endpoint: BlockList(source) for endpoint, source in sources.items() if source is not None}
 
 
 def _url_policy(settings: Settings) -> UrlPolicy:

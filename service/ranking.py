@@ -1,10 +1,11 @@
-"""Vectors to ranked labels: the batched stages of one bundle on the queue, and the choice among the ranked.
+"""Vectors to results: the batched stages of one bundle on the queue, and the choice among the ranked.
 
 Knows no fetching, no cache and no wire format.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections import OrderedDict
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mufin.inputs import BoolArray, FloatArray, Int64Array
-from mufin.predictor import ProductBag, Ranking, Shortlist
+from mufin.predictor import LabelStore, ProductBag, Shortlist
+from service.answers import Ranked, Slots, StageName, results
 from service.batching import BatchQueue, Stage
 from service.bundles import Model
 
@@ -54,57 +56,111 @@ class Shortlisted:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceJob:
-    """Ranked labels from which k are chosen or explained."""
+class Selection:
+    """What a request wants of its ranked labels."""
 
-    bag: ProductBag
-    labels: Int64Array
-    """(n,) best first"""
-    scores: FloatArray
-    """(n,)"""
     k: int
-    diversity: float
-    explain: bool
+    min_probability: float = 0.0
+    diversity: float = 0.0
+    distinct_words: bool = False
+    """Of labels with the same words the best one only."""
+    slots: Slots | None = None
+    """Names of the product's slots, when an explanation is asked for."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it takes the k best and looks at no others."""
+        return self.min_probability <= 0 and self.diversity <= 0 and not self.distinct_words
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The chosen labels."""
+class FinishJob:
+    """One product's shortlist on its way into the answer."""
 
-    positions: Int64Array
-    """(k,) into the job's labels, in the order of the answer"""
-    attention: Sequence[FloatArray] | None
-    """Of each chosen label (S, m), its used slots only; None when not asked for or without cross attention"""
+    found: Shortlisted
+    selection: Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the answer says."""
+
+    stage: StageName
+    results: list[dict[str, Any]]
 
 
 class Ranker:
     """The stages of one bundle."""
 
     def __init__(self, model: Model, queue: BatchQueue, max_batch: int) -> None:
-        self._model, self._queue = model, queue
-        self._masks: OrderedDict[str, BoolArray] = OrderedDict()
-        self._masks_lock = threading.Lock()
-        self._shortlist = queue.stage("shortlist", self._run_shortlist, max_batch, bounded=False)
-        self._rerank = queue.stage("rerank", self._run_rerank, max_batch, bounded=False)
-        self._choose = queue.stage("choose", self._run_choose, 1, bounded=False)
+        # Apart from this object: were they its own methods, it and its stages would hold each other.
+        self._calls = calls = _Calls(model)
+        self._queue = queue
+        self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=2, bounded=False)
+        self._rerank = queue.stage("rerank", calls.rerank, max_batch, step=3, bounded=False)
 
     def work(self) -> dict[Stage[Any, Any], int]:
         """Items that every product brings to the queue."""
         return {self._shortlist: 1, self._rerank: 1}
 
+    def block(self, labels: Int64Array) -> None:
+        """Labels that nobody gets from now on, whatever was blocked before."""
+        self._calls.block(labels)
+
     async def shortlist(self, job: ShortlistJob) -> Shortlisted:
         """Bag and nearest labels of one product, after its rules."""
         return await self._queue.submit(self._shortlist, job)
 
-    async def rerank(self, found: Shortlisted) -> Ranking:
-        """The whole shortlist by the fused score."""
-        return await self._queue.submit(self._rerank, found)
+    async def rerank(self, job: FinishJob) -> Finished:
+        """The results by the fused score."""
+        return await self._queue.submit(self._rerank, job)
 
-    async def choose(self, job: ChoiceJob) -> Choice:
-        """k labels, spread by ``diversity``, with their attention weights when asked for."""
-        return await self._queue.submit(self._choose, job)
+    async def finish(self, job: FinishJob) -> Finished:
+        """The results by the shortlist's own score: there is no time for more, nor for waiting until a worker is free."""
+        return await asyncio.to_thread(self._calls.finish, job)
 
-    def _run_shortlist(self, jobs: Sequence[ShortlistJob]) -> list[Shortlisted]:
+
+class _Allowed:
+    """Which labels filters let through, a block list taken out. Thread-safe."""
+
+    def __init__(self, labels: LabelStore, blocked: Int64Array | None = None) -> None:
+        self._labels = labels
+        self._kept: BoolArray | None = None
+        """None: nothing is blocked"""
+        if blocked is not None and len(blocked):
+            self._kept = np.ones(labels.size, dtype=np.bool_)
+            self._kept[blocked] = False
+        self._masks: OrderedDict[str, BoolArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def mask(self, key: str, filters: Mapping[str, Any]) -> BoolArray | None:
+        """(L,) bool; ``key``: the filters' spelling. None: all labels."""
+        if not filters:
+            return self._kept
+        with self._lock:
+            mask = self._masks.get(key)
+            if mask is not None:
+                self._masks.move_to_end(key)
+                return mask
+        mask = self._labels.allowed_by(filters)
+        if self._kept is not None:
+            mask = mask & self._kept
+        with self._lock:
+            self._masks[key] = mask
+            if len(self._masks) > _MASKS_KEPT:
+                self._masks.popitem(last=False)
+        return mask
+
+
+class _Calls:
+    """What runs on a worker, many products a call. Thread-safe."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._allowed = _Allowed(model.labels)
+
+    def shortlist(self, jobs: Sequence[ShortlistJob]) -> list[Shortlisted]:
+        allowed = self._allowed  # of one moment: a new block list replaces it whole
         bags = self._model.bag(
             [job.image_vectors for job in jobs], [job.title_vector for job in jobs], [job.title for job in jobs]
         )
@@ -116,27 +172,15 @@ class Ranker:
             shortlists = self._model.shortlist_without(
                 [bags[row] for row in rows],
                 max(jobs[row].rules.k for row in rows),
-                self._mask(key, jobs[rows[0]].rules.filters),
+                allowed.mask(key, jobs[rows[0]].rules.filters),
                 [self._excluded(jobs[row].rules) for row in rows],
             )
             for row, shortlist in zip(rows, shortlists, strict=True):
                 found[row] = Shortlisted(bags[row], shortlist)
         return [own for own in found if own is not None]
 
-    def _mask(self, key: str, filters: Mapping[str, Any]) -> BoolArray | None:
-        if not filters:
-            return None
-        with self._masks_lock:
-            mask = self._masks.get(key)
-            if mask is not None:
-                self._masks.move_to_end(key)
-                return mask
-        mask = self._model.labels.allowed_by(filters)
-        with self._masks_lock:
-            self._masks[key] = mask
-            if len(self._masks) > _MASKS_KEPT:
-                self._masks.popitem(last=False)
-        return mask
+    def block(self, labels: Int64Array) -> None:
+        self._allowed = _Allowed(self._model.labels, labels)
 
     def _excluded(self, rules: Rules) -> Int64Array:
         found = (self._model.labels.index_of(label_id) for label_id in rules.exclude)
@@ -145,30 +189,44 @@ class Ranker:
             return named
         return np.concatenate([named, self._model.labels.excluded(rules.product_id)])
 
-    def _run_rerank(self, found: Sequence[Shortlisted]) -> list[Ranking]:
-        scores = self._model.rerank([own.bag for own in found], [own.shortlist for own in found])
-        return [
-            self._model.fuse(own.bag, own.shortlist, classifier, len(own.shortlist.labels))
-            for own, classifier in zip(found, scores, strict=True)
-        ]
+    def rerank(self, jobs: Sequence[FinishJob]) -> list[Finished]:
+        founds = [job.found for job in jobs]
+        scores = self._model.rerank([own.bag for own in founds], [own.shortlist for own in founds])
+        return [self._reranked(job, classifier) for job, classifier in zip(jobs, scores, strict=True)]
 
-    def _run_choose(self, jobs: Sequence[ChoiceJob]) -> list[Choice]:
-        return [self._choose_one(job) for job in jobs]
+    def finish(self, job: FinishJob) -> Finished:
+        return self._select(job, Ranked.of_shortlist(job.found.shortlist))
 
-    def _choose_one(self, job: ChoiceJob) -> Choice:
-        positions = np.arange(min(job.k, len(job.labels)))
-        if job.diversity > 0 and len(job.labels):
-            embeddings = self._model.labels.embeddings(job.labels)
-            positions = diversify(job.scores, embeddings, job.k, job.diversity)
-        if not job.explain or not len(positions):
-            return Choice(positions, None)
-        labels = job.labels[positions]
-        weights = self._model.attention_weights(job.bag, labels)
+    def _reranked(self, job: FinishJob, classifier: FloatArray) -> Finished:
+        found, selection = job.found, job.selection
+        wanted = selection.k if selection.is_cut else len(found.shortlist.labels)
+        ranking = self._model.fuse(found.bag, found.shortlist, classifier, wanted)
+        return self._select(job, Ranked.of_ranking(ranking))
+
+    def _select(self, job: FinishJob, ranked: Ranked) -> Finished:
+        """Business rules on the whole ranking, then the cut to k, then the labels' texts.
+
+        Not on the event loop: texts are read from a mapped file, whose pages may have to come from disk.
+        """
+        store, selection = self._model.labels, job.selection
+        ranked = ranked.probable(selection.min_probability)
+        if selection.distinct_words:
+            ranked = ranked.distinct(store, None if selection.diversity > 0 else selection.k)
+        positions = np.arange(min(selection.k, len(ranked.labels)))
+        if selection.diversity > 0 and len(ranked.labels):
+            embeddings = store.embeddings(ranked.labels)
+            positions = diversify(ranked.scores, embeddings, selection.k, selection.diversity)
+        ranked = ranked.take(positions)
+        attention = self._attention(job, ranked.labels) if selection.slots is not None else None
+        return Finished(ranked.stage, results(ranked, store, self._model.score_spec, selection.slots, attention))
+
+    def _attention(self, job: FinishJob, labels: Int64Array) -> Sequence[FloatArray] | None:
+        """Of each label (S, m), its used slots only; None without cross-attention."""
+        weights = self._model.attention_weights(job.found.bag, labels) if len(labels) else None
         if weights is None:
-            return Choice(positions, None)
+            return None
         layouts = [self._model.labels.bag_layout(int(label)) for label in labels]
-        used = [weight[:, : images + has_title] for weight, (images, has_title) in zip(weights, layouts, strict=True)]
-        return Choice(positions, used)
+        return [weight[:, : images + has_title] for weight, (images, has_title) in zip(weights, layouts, strict=True)]
 
 
 def diversify(scores: FloatArray, embeddings: FloatArray, k: int, diversity: float) -> Int64Array:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from mufin.inputs import FloatArray
-from service.answers import Ranked, Slots, results
+from service.answers import Slots
 from service.batching import BatchQueue, Ticket
 from service.bundles import OpenBundle
 from service.cache import Kind
 from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
-from service.ranking import ChoiceJob, Ranker, Rules, Shortlisted, ShortlistJob
+from service.ranking import Finished, FinishJob, Ranker, Rules, Selection, ShortlistJob
 from service.schemas import RecommendRequest
 from service.telemetry import Timings
 from service.vectors import CacheOutcome, ImageOutcome, Vectors, usable_title
@@ -90,12 +90,25 @@ class Recommender:
     ) -> None:
         """``distinct_words``: labels with the same words collapse into the best one (bid queries)."""
         self.bundle = bundle
+        self.blocked_ids: frozenset[str] | None = None
+        """Given to ``block`` last"""
         self._model = bundle.model
         self._queue, self._vectors, self._ranker = queue, vectors, ranker
         self._image_reserve_seconds = image_reserve_seconds
         self._distinct_words = distinct_words
         self._rank_seconds: deque[float] = deque(maxlen=_DURATIONS_KEPT)
         self._rerank_seconds: deque[float] = deque(maxlen=_DURATIONS_KEPT)
+
+    def block(self, label_ids: frozenset[str]) -> int:
+        """Nobody gets these labels from now on; returns how many of the ids are labels of this bundle.
+
+        Takes some 20 microseconds an id: not for the event loop.
+        """
+        found = (self._model.labels.index_of(label_id) for label_id in label_ids)
+        labels = np.asarray([index for index in found if index is not None], dtype=np.int64)
+        self._ranker.block(labels)
+        self.blocked_ids = label_ids
+        return len(labels)
 
     async def recommend(self, request: RecommendRequest, deadline: Deadline) -> Outcome:
         """Answer one product. Raises InvalidRequest, NothingUsable, Shed, NotReady, DeadlinePassed."""
@@ -109,8 +122,8 @@ class Recommender:
                 work = {**self._vectors.work(title, images, known), **self._ranker.work()}
                 with self._queue.admit(work, deadline.remaining()) as ticket:
                     prepared = await self._prepare(request, images, known, ticket, deadline, timings)
-                    ranked, found = await self._rank(request, prepared, deadline, timings)
-                    return await self._answer(request, prepared, ranked, found, timings)
+                    finished = await self._rank(request, prepared, deadline, timings)
+                    return self._answer(request, prepared, finished, timings)
         except TimeoutError as error:
             raise DeadlinePassed("no answer was ready within the deadline") from error
 
@@ -176,55 +189,38 @@ class Recommender:
 
     async def _rank(
         self, request: RecommendRequest, prepared: _Prepared, deadline: Deadline, timings: Timings
-    ) -> tuple[Ranked, Shortlisted]:
+    ) -> Finished:
         """Shortlist and rerank; near the deadline the shortlist's own order is the answer."""
         began = time.perf_counter()
         vectors = [vector for _, vector in prepared.images]
         stacked = np.stack(vectors) if vectors else np.zeros((0, self._model.dimension), dtype=np.float32)
         rules = Rules(request.k, request.product.id, request.exclude, request.plain_filter())
-        job = ShortlistJob(stacked, prepared.title, rules, usable_title(request.product.title))
+        shortlist = ShortlistJob(stacked, prepared.title, rules, usable_title(request.product.title))
         with timings.step("shortlist"):
-            found = await self._ranker.shortlist(job)
+            found = await self._ranker.shortlist(shortlist)
+        slots = prepared.slots() if request.explain else None
+        selection = Selection(request.k, request.min_probability, request.diversity, self._distinct_words, slots)
+        job = FinishJob(found, selection)
         left = deadline.remaining() - _ANSWER_SECONDS
         if left < _percentile_95(self._rerank_seconds):
             # Noted as if it would have fitted, so that a slow spell is forgotten and reranking tried again.
             self._rerank_seconds.append(max(0.0, left))
-            return Ranked.of_shortlist(found.shortlist), found
+            return await self._ranker.finish(job)
         try:
             async with asyncio.timeout(left):
                 with timings.step("rerank"):
-                    ranking = await self._ranker.rerank(found)
+                    finished = await self._ranker.rerank(job)
         except TimeoutError:
-            return Ranked.of_shortlist(found.shortlist), found
+            return await self._ranker.finish(job)
         finally:
             # Slow ones count as well, or one slow spell would never be noticed.
             self._rerank_seconds.append(timings.seconds.get("rerank", left))
         self._rank_seconds.append(time.perf_counter() - began)
-        return Ranked.of_ranking(ranking), found
+        return finished
 
-    async def _answer(
-        self,
-        request: RecommendRequest,
-        prepared: _Prepared,
-        ranked: Ranked,
-        found: Shortlisted,
-        timings: Timings,
-    ) -> Outcome:
-        """Business rules on the whole ranking, then the cut to k."""
-        store = self._model.labels
-        ranked = ranked.probable(request.min_probability)
-        if self._distinct_words:
-            ranked = ranked.distinct(store, None if request.diversity > 0 else request.k)
-        attention: Sequence[FloatArray] | None = None
-        if request.diversity > 0 or request.explain:
-            job = ChoiceJob(found.bag, ranked.labels, ranked.scores, request.k, request.diversity, request.explain)
-            choice = await self._ranker.choose(job)
-            ranked, attention = ranked.take(choice.positions), choice.attention
-        else:
-            ranked = ranked.take(np.arange(min(request.k, len(ranked.labels))))
-        slots = prepared.slots() if request.explain else None
+    def _answer(self, request: RecommendRequest, prepared: _Prepared, finished: Finished, timings: Timings) -> Outcome:
         warnings, degraded = list(prepared.warnings), [w["code"] for w in prepared.warnings]
-        if ranked.stage == "shortlist":
+        if finished.stage == "shortlist":
             degraded.append("shortlist")
             if request.min_probability > 0:
                 detail = "probabilities need reranking, which the deadline cut"
@@ -232,8 +228,8 @@ class Recommender:
         used = (["title"] if prepared.title is not None else []) + (["image"] if prepared.images else [])
         answer = {
             "bundle": {"id": self._model.bundle_id, "name": self._model.name},
-            "results": results(ranked, store, self._model.score_spec, slots, attention),
-            "stage": ranked.stage,
+            "results": finished.results,
+            "stage": finished.stage,
             "modalities_used": used,
             "warnings": warnings,
             "timings_ms": timings.milliseconds(),

@@ -52,14 +52,28 @@ class Settings(BaseSettings):
 
     # What to serve
     recommend_bundle: Path | None = None
-    """Bundle folder behind POST /recommend; unset: the endpoint answers 404."""
+    """Bundle folder behind POST /recommend, or a link to one; unset: the endpoint answers 404."""
     bid_queries_bundle: Path | None = None
-    """Bundle folder behind POST /bid-queries; unset: the endpoint answers 404."""
+    """Bundle folder behind POST /bid-queries, or a link to one; unset: the endpoint answers 404."""
+    bundle_poll_seconds: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """How often to look whether these name other bundles, which then replace those being served; 0: never."""
     verify_bundles: Literal["full", "structure"] = "full"
     """full checks every hash; structure is for a volume that mufin-export has already verified."""
 
     resident_records: bool = False
     """Copy label records to memory at the start; else they are mapped files, whose pages the system may drop."""
+
+    # What not to return
+    recommend_block_file: Path | None = None
+    """File of label ids never returned by /recommend for now, one a line, read again when it changes; unset: none."""
+    recommend_block_set: str | None = None
+    """The same as a set in Redis, by its key."""
+    bid_queries_block_file: Path | None = None
+    """File of label ids never returned by /bid-queries for now; unset: none."""
+    bid_queries_block_set: str | None = None
+    """The same as a set in Redis, by its key."""
+    block_poll_seconds: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """How often to look at block files and sets."""
 
     # Time and amounts
     deadline_milliseconds: int = Field(default=800, ge=10)
@@ -191,6 +205,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} and {name}_file are both set: keep one")
         if self.rate_per_second is not None and self.api_keys is None and self.api_keys_file is None:
             raise ValueError("rate_per_second is set without api_keys: callers are told apart by their keys, set some")
+        for endpoint in ("recommend", "bid_queries"):
+            file, key = f"{endpoint}_block_file", f"{endpoint}_block_set"
+            if getattr(self, file) is not None and getattr(self, key) is not None:
+                raise ValueError(f"{file} and {key} are both set: keep one")
+            if getattr(self, key) is not None and self.redis_url is None and self.redis_url_file is None:
+                raise ValueError(f"{key} is set without redis_url: set it, or use {file}")
         if self.admin_port is not None and self.admin_port == self.port:
             raise ValueError(f"admin_port and port are both {self.port}: choose another or leave admin_port unset")
         return self

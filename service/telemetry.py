@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -43,6 +44,28 @@ class Timings:
         """For the answer; total is up to now."""
         rounded = {step: round(seconds * 1000, 2) for step, seconds in self.seconds.items()}
         return {**rounded, "total": round((time.perf_counter() - self.began) * 1000, 2)}
+
+
+class HeldBytes(Protocol):
+    """How a part of a bundle is held."""
+
+    @property
+    def resident_bytes(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+
+
+class ShownBundle(Protocol):
+    """What metrics say of a bundle."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bundle_id(self) -> str: ...
+    @property
+    def encoder_id(self) -> str: ...
+
+    def memory(self) -> Mapping[str, HeldBytes]: ...
 
 
 class Metrics:
@@ -88,6 +111,29 @@ class Metrics:
             ("endpoint", "name", "bundle_id", "encoder_id"),
             registry=self.registry,
         )
+        self.bundle_swaps = self._counter(
+            "mufin_bundle_swaps", "Bundles that were to be replaced.", "endpoint", "outcome"
+        )
+        self.bundles_in_memory = Gauge(
+            "mufin_bundles_in_memory",
+            "Bundles that are open: served, or still answering requests that began before a swap.",
+            registry=self.registry,
+        )
+        self.bundle_bytes = Gauge(
+            "mufin_bundle_bytes",
+            "Bytes of a served bundle's parts by how they are held: resident, or mapped from a file.",
+            ("endpoint", "part", "held"),
+            registry=self.registry,
+        )
+        self.blocked_labels = Gauge(
+            "mufin_blocked_labels", "Labels that the block list takes out.", ("endpoint",), registry=self.registry
+        )
+        self.block_list_age = Gauge(
+            "mufin_block_list_age_seconds",
+            "Since the block list was last read; +Inf: never.",
+            ("endpoint",),
+            registry=self.registry,
+        )
         self.ready = Gauge("mufin_ready", "1 while /readyz is 200.", registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -96,6 +142,15 @@ class Metrics:
     def page(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
+
+    def show_bundle(self, endpoint: str, bundle: ShownBundle) -> None:
+        """What is served behind an endpoint from now on."""
+        for gauge in (self.bundle_info, self.bundle_bytes):
+            gauge.remove_by_labels({"endpoint": endpoint})
+        self.bundle_info.labels(endpoint, bundle.name, bundle.bundle_id, bundle.encoder_id).set(1)
+        for part, use in bundle.memory().items():
+            self.bundle_bytes.labels(endpoint, part, "resident").set(use.resident_bytes)
+            self.bundle_bytes.labels(endpoint, part, "mapped").set(use.mapped_bytes)
 
     def observe_batch(self, stage: str, items: int, seconds: float) -> None:
         """Told by the queue of every model call."""

@@ -11,13 +11,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
-from service.batching import BatchQueue, Stage
-from service.bundles import Model
+from service.batching import BatchQueue, Padding, Stage
+from service.bundles import Encoder
 from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
 from service.errors import PictureCode, PictureError
@@ -28,6 +29,9 @@ CacheOutcome = Literal["hit", "miss"]
 _CODES: frozenset[str] = frozenset(get_args(PictureCode))
 _URL_PREFIX = "mufin:v1:any:url:"
 _DAY_SECONDS = 86400.0
+# English titles in subwords; and a call's own cost, by docs/performance.md, Encoders: some four tokens' worth.
+_CHARACTERS_A_TOKEN = 4.5
+_CALL_OVERHEAD_TOKENS = 4.0
 # Hashing less than this is quicker than handing it to a thread.
 _HASH_INLINE_BYTES = 1 << 17
 
@@ -86,27 +90,32 @@ class Vectors:
     """Vectors of one encoder; shared by all requests to its bundles."""
 
     def __init__(
-        self, model: Model, queue: BatchQueue, cache: Cache, fetcher: Fetcher, decoder: Decoder, limits: VectorLimits
+        self,
+        encoder: Encoder,
+        queue: BatchQueue,
+        cache: Cache,
+        fetcher: Fetcher,
+        decoder: Decoder,
+        limits: VectorLimits,
     ) -> None:
-        self._model, self._queue, self._cache = model, queue, cache
+        self._encoder, self._queue, self._cache = encoder, queue, cache
         self._fetcher, self._decoder, self._limits = fetcher, decoder, limits
-        # Titles, made later, go first: they cost little, and a request whose pictures are late is answered from its title.
-        self._images = queue.stage("encode_images", self._encode_images, limits.max_image_batch)
-        self._titles = queue.stage("encode_titles", self._encode_titles, limits.max_title_batch)
+        # Functions of the encoder alone: were they methods, this object and its stages would hold each other.
+        titles, images = partial(_encode_titles, encoder), partial(_encode_images, encoder)
+        padding = Padding(partial(_tokens_about, encoder.input_spec.max_title_tokens), _CALL_OVERHEAD_TOKENS)
+        # Titles go first: they cost little, and a request whose pictures are late is answered from its title.
+        self._images = queue.stage("encode_images", images, limits.max_image_batch, step=0)
+        self._titles = queue.stage("encode_titles", titles, limits.max_title_batch, step=1, padding=padding)
         self._number = np.dtype(np.float16 if limits.shared else np.float32)
         self._flights: SingleFlight[bytes] = SingleFlight()
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
         self._keeping: set[asyncio.Task[None]] = set()
 
-    def _encode_titles(self, titles: Sequence[str]) -> list[FloatArray]:
-        return list(self._model.encode_titles(titles))
-
-    def _encode_images(self, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
-        return list(self._model.encode_images(np.stack(pixels)))
-
     def work(self, title: str, images: Sequence[str], known: Mapping[str, bytes]) -> dict[Stage[Any, Any], int]:
         """Items that the product will bring to the queue, as far as the cache's answer tells."""
-        new_title = int(bool(title) and self._whole(known.get(self._title_key(title)), self._model.title_width) is None)
+        new_title = int(
+            bool(title) and self._whole(known.get(self._title_key(title)), self._encoder.title_width) is None
+        )
         return {self._titles: new_title, self._images: sum(self.is_new(url, known) for url in images)}
 
     def is_new(self, url: str, known: Mapping[str, bytes]) -> bool:
@@ -115,7 +124,7 @@ class Vectors:
         if entry is None or not self._is_fresh(entry):
             return True
         packed = known.get(self._image_key(str(entry.content_hash)))
-        return entry.failure is None and self._whole(packed, self._model.dimension) is None
+        return entry.failure is None and self._whole(packed, self._encoder.dimension) is None
 
     @property
     def title_stage(self) -> Stage[Any, Any]:
@@ -144,7 +153,7 @@ class Vectors:
         """A normalised title's vector (D,). Raises what the model raised, Shed, NotReady."""
         began = time.perf_counter()
         key = self._title_key(title)
-        packed = self._whole(known.get(key), self._model.title_width)
+        packed = self._whole(known.get(key), self._encoder.title_width)
         if packed is not None:
             return TitleOutcome(self._unpack(packed), 0.0, "hit")
 
@@ -180,7 +189,7 @@ class Vectors:
             if fresh and entry is not None:
                 if entry.failure is not None:
                     raise entry.failure
-                packed = self._whole(known.get(self._image_key(str(entry.content_hash))), self._model.dimension)
+                packed = self._whole(known.get(self._image_key(str(entry.content_hash))), self._encoder.dimension)
                 if packed is not None:
                     lookups.append(("image", "hit"))
                     return self._unpack(packed)
@@ -233,7 +242,7 @@ class Vectors:
 
         async def encode() -> bytes:
             began = time.perf_counter()
-            pixels = await self._decoder.decode(content, self._model.input_spec.image_side_pixels)
+            pixels = await self._decoder.decode(content, self._encoder.input_spec.image_side_pixels)
             decoded = time.perf_counter()
             vector = await self._queue.submit(self._images, pixels)
             seconds.update(decode=decoded - began, encode=time.perf_counter() - decoded)
@@ -243,7 +252,7 @@ class Vectors:
 
     async def _look_up(self, content_hash: str) -> bytes | None:
         (packed,) = await self._cache.get_many([self._image_key(content_hash)])
-        return self._whole(packed, self._model.dimension)
+        return self._whole(packed, self._encoder.dimension)
 
     def _whole(self, packed: bytes | None, width: int) -> bytes | None:
         """Nothing but a vector of this model's size: a shared cache may hold garbage."""
@@ -277,10 +286,10 @@ class Vectors:
         task.add_done_callback(self._keeping.discard)
 
     def _title_key(self, title: str) -> str:
-        return cache_key(self._model.encoder_id, "title", title.encode())
+        return cache_key(self._encoder.encoder_id, "title", title.encode())
 
     def _image_key(self, content_hash: str) -> str:
-        return cache_key(self._model.encoder_id, "image", content_hash.encode())
+        return cache_key(self._encoder.encoder_id, "image", content_hash.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +297,19 @@ class _Picture:
     content: bytes | None
     """None when only the hash is known."""
     content_hash: str
+
+
+def _encode_titles(encoder: Encoder, titles: Sequence[str]) -> list[FloatArray]:
+    return list(encoder.encode_titles(titles))
+
+
+def _encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
+    return list(encoder.encode_images(np.stack(pixels)))
+
+
+def _tokens_about(most: int, title: str) -> float:
+    """Tokens of a title, near enough to tell long ones from short ones without a tokenizer."""
+    return float(min(most, 2 + len(title) / _CHARACTERS_A_TOKEN))
 
 
 def usable_title(title: str | None) -> str:

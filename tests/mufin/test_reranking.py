@@ -204,7 +204,7 @@ def test_resident_records_score_as_mapped_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mapped.rerank(bags, found)[0], resident.rerank(bags, found)[0])
     size = (bundle / RECORDS_FILE).stat().st_size - 64
     for store, expected in ((mapped.labels, (0, size)), (resident.labels, (size, 0))):
-        use = store.memory()[RECORDS_FILE]  # type: ignore[attr-defined]  # of BundleLabelStore, not of any store
+        use = store.memory()[RECORDS_FILE]
         assert (use.resident_bytes, use.mapped_bytes) == expected
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from mufin.errors import InputError
 from mufin.inputs import BoolArray, FloatArray, InputSpec, Int64Array, Uint8Array, normalise_title
 from mufin.label_files import Label
-from mufin.predictor import ProductBag, Ranking, Shortlist
+from mufin.predictor import MemoryUse, ProductBag, Ranking, Shortlist
 from mufin.reranking import GatheredReranker, Reranker
 from mufin.scoring import (
     Calibration,
@@ -84,6 +84,9 @@ class MemoryLabels:
 
     def removed(self, labels: Int64Array) -> BoolArray:
         return np.zeros(len(labels), dtype=np.bool_)
+
+    def memory(self) -> dict[str, MemoryUse]:
+        return {"vectors": MemoryUse(self._vectors.nbytes, 0)}
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         return self._vectors[labels]
@@ -159,6 +162,14 @@ class MemoryModel:
         identity = np.eye(DIMENSION, dtype=np.float32) / np.float32(DIMENSION**0.5)
         ones, zeros = np.ones(DIMENSION, dtype=np.float32), np.zeros(DIMENSION, dtype=np.float32)
         self._attention = CrossAttention(identity, zeros, ones, zeros)
+
+    @property
+    def encoder(self) -> MemoryModel:
+        """This model encodes, too."""
+        return self
+
+    def memory(self) -> dict[str, MemoryUse]:
+        return self.labels.memory()
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
         if any("explode" in title for title in titles):

@@ -330,6 +330,7 @@ async def test_a_bad_product_of_a_batch_never_fails_its_neighbours() -> None:
 async def test_refused_requests_leave_nothing_behind() -> None:
     """Errors do not hold each other, their frames and the request's tasks alive."""
     async with running() as (client, _):
+        tasks = len(asyncio.all_tasks())
         bad = {"product": {"title": "red"}, "k": 0}
         lost = {"product": {"images": ["http://10.0.0.1/"]}}
         for _ in range(20):
@@ -341,7 +342,7 @@ async def test_refused_requests_leave_nothing_behind() -> None:
         # By type(): isinstance would ask lazy proxies of other libraries for their class.
         left = [own for own in gc.get_objects() if issubclass(type(own), (ServiceError, ValidationError))]
         assert left == []
-        assert len(asyncio.all_tasks()) == 1
+        assert len(asyncio.all_tasks()) == tasks
 
 
 async def test_a_batch_has_limits() -> None:
@@ -508,6 +509,6 @@ async def test_a_client_that_hangs_up_stops_the_work() -> None:
 async def test_titles_go_before_pictures() -> None:
     """Cheap, and what an answer rests on when pictures are late: a crowd of pictures must not starve them."""
     async with running(worker_threads=1) as (_, app):
-        names = [stage.name for stage in app.state.parts.queue._stages]
-        assert names.index("encode_titles") < names.index("encode_images")
-        assert names.index("shortlist") < names.index("encode_titles")
+        recommender = app.state.parts.served.recommender("recommend")
+        vectors, ranking = recommender._vectors, recommender._ranker.work()
+        assert vectors.image_stage.step < vectors.title_stage.step < min(stage.step for stage in ranking)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 
 import pytest
 
-from service.batching import BatchQueue, Stage, run_batch
+from service.batching import BatchQueue, Padding, Stage, run_batch
 from service.errors import NotReady, Shed
 from tests.service.serving import eventually
 
@@ -28,6 +29,10 @@ class Gate:
 
 def _same(items: Sequence[int]) -> Sequence[int]:
     return items
+
+
+def _number(item: int) -> float:
+    return float(item)
 
 
 async def _blocked(queue: BatchQueue, stage: Stage[int, int], gate: Gate) -> asyncio.Task[int]:
@@ -58,13 +63,13 @@ async def test_later_stages_go_first() -> None:
     """What finishes a request goes before what begins one."""
     queue, gate = BatchQueue(1, 100), Gate()
     order: list[str] = []
-    early = queue.stage("early", gate, 1)
+    early = queue.stage("early", gate, 1, step=0)
 
     def note(items: Sequence[int]) -> Sequence[int]:
         order.append("late")
         return items
 
-    late = queue.stage("late", note, 1)
+    late = queue.stage("late", note, 1, step=1)
     first = await _blocked(queue, early, gate)
     waiting = [asyncio.ensure_future(queue.submit(early, 1)), asyncio.ensure_future(queue.submit(late, 2))]
     await asyncio.sleep(0)
@@ -72,6 +77,38 @@ async def test_later_stages_go_first() -> None:
     await asyncio.gather(first, *waiting)
     assert order == ["late"]
     assert gate.batches == [[0], [1]]
+    await queue.aclose()
+
+
+async def test_titles_of_like_length_share_a_call() -> None:
+    """The first is never passed over; what would have to be padded beyond a call's own cost waits for its like."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 4, padding=Padding(_number, 4.0))
+    first = await _blocked(queue, stage, gate)
+    lengths = (10, 60, 11, 13, 58, 62, 9, 8, 12)
+    rest = [asyncio.ensure_future(queue.submit(stage, length)) for length in lengths]
+    await asyncio.sleep(0)
+    gate.open.set()
+    assert await asyncio.gather(first, *rest) == [0, *(length * 10 for length in lengths)]
+    assert [sorted(batch) for batch in gate.batches] == [[0], [8, 9, 10, 11], [58, 60, 62], [12, 13]]
+    assert queue.waiting_items == 0
+    await queue.aclose()
+
+
+async def test_the_queue_keeps_no_stage_in_which_nothing_waits() -> None:
+    """A bundle that is no longer served takes its stages along."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 1)
+    left = weakref.ref(gate)
+    first = await _blocked(queue, stage, gate)
+    gone = asyncio.ensure_future(queue.submit(stage, 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    gate.open.set()
+    await first
+    await asyncio.gather(gone, return_exceptions=True)
+    del stage, gate, first, gone
+    await eventually(lambda: left() is None)
     await queue.aclose()
 
 

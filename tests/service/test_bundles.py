@@ -11,7 +11,7 @@ import pytest
 from mufin.errors import BundleError
 from mufin.inputs import decode_image
 from mufin.predictor import open_predictor
-from service.bundles import Endpoint, open_bundles, open_from_disk
+from service.bundles import Endpoint, Opener, open_bundles, open_from_disk
 from service.schemas import RecommendAnswer
 from tests.bundle_factory import SIDE, make_tiny_bundle, picture
 from tests.service.serving import picture_server, running
@@ -60,15 +60,44 @@ async def test_the_service_answers_what_the_predictor_computes(bundle: Path) -> 
 async def test_endpoints_with_one_folder_share_one_model(bundle: Path) -> None:
     """Sessions and memory are not doubled."""
     folders: dict[Endpoint, Path] = {"recommend": bundle, "bid-queries": bundle.parent / "." / bundle.name}
-    first, second = await open_bundles(folders, "structure", 1, False, open_from_disk)
-    assert first.model is second.model
-    assert first.facts()["labels"] == 40
+    opened = await open_bundles(folders, Opener(open_from_disk, "structure", 1, False))
+    assert opened["recommend"] is opened["bid-queries"]
+    assert opened["recommend"].facts()["labels"] == 40
+
+
+async def test_bundles_with_one_encoder_share_its_sessions_and_their_work(bundle: Path, tmp_path: Path) -> None:
+    """Labels apart, sessions together; a title that one endpoint has encoded the other one knows."""
+    other = make_tiny_bundle(tmp_path / "other", labels=30)
+    settings: dict[str, Any] = {"recommend_bundle": bundle, "bid_queries_bundle": other}
+    async with running(open_model=open_from_disk, **settings) as (client, app):
+        first, second = (own.model for own in app.state.parts.served.bundles().values())
+        assert first.encoder is second.encoder
+        assert first.labels is not second.labels
+        body = {"product": {"title": "red shirt men"}}
+        for path in ("/recommend", "/bid-queries"):
+            assert (await client.post(path, json=body)).status_code == 200
+        page = (await client.get("/metrics")).text
+        assert 'mufin_batch_size_count{stage="encode_titles"} 1.0' in page
+        shown = (await client.get("/bundles")).json()["bundles"]
+        assert [own["labels"] for own in shown] == [40, 30]
+        graph = shown[0]["memory_bytes"]["text_encoder.onnx"]
+        assert graph == {"resident": (bundle / "text_encoder.onnx").stat().st_size, "mapped": 0}
+        size = (other / "labels.bin").stat().st_size
+        assert f'mufin_bundle_bytes{{endpoint="bid-queries",held="mapped",part="labels.bin"}} {float(size)}' in page
+
+
+async def test_encoders_that_differ_are_not_shared(bundle: Path, tmp_path: Path) -> None:
+    """Other weights, another encoder_id."""
+    opener = Opener(open_from_disk, "structure", 1, False)
+    other = make_tiny_bundle(tmp_path / "other", seed=1)
+    opened = await open_bundles({"recommend": bundle, "bid-queries": other}, opener)
+    assert opened["recommend"].model.encoder is not opened["bid-queries"].model.encoder
 
 
 async def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     """With the predictor's own error."""
     with pytest.raises(BundleError):
-        await open_bundles({"recommend": tmp_path}, "full", 1, False, open_from_disk)
+        await open_bundles({"recommend": tmp_path}, Opener(open_from_disk, "full", 1, False))
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -77,7 +106,7 @@ async def test_records_are_mapped_or_resident_as_set(bundle: Path, resident: boo
     body = {"product": {"title": "red shirt men"}}
     settings: dict[str, Any] = {"recommend_bundle": bundle, "bid_queries_bundle": bundle, "resident_records": resident}
     async with running(open_model=open_from_disk, **settings) as (client, app):
-        opened = app.state.parts.open_bundles()[0]
+        opened = app.state.parts.served.bundles()["recommend"]
         use = opened.model.labels.memory()["records.bin"]
         assert (use.resident_bytes > 0, use.mapped_bytes > 0) == (resident, not resident)
         answer = RecommendAnswer.model_validate_json((await client.post("/recommend", json=body)).content)

@@ -40,7 +40,8 @@ async def test_under_load_what_needs_less_is_still_answered() -> None:
     """Known vectors pass those who wait for an encoder, titles pass pictures; only what would wait is refused."""
     async with running(worker_threads=1) as (client, app):
         assert (await client.post("/recommend", json=_product(1))).status_code == 200
-        stages = {stage.name: stage for stage in app.state.parts.queue._stages}
+        vectors = app.state.parts.served.recommender("recommend")._vectors
+        stages = {stage.name: stage for stage in (vectors.title_stage, vectors.image_stage)}
         bodies = [_product(1), _product(2), _product(3, "data:image/png;base64,AAAA")]
         for crowded, statuses in (("encode_titles", [200, 429, 429]), ("encode_images", [200, 200, 429])):
             stages[crowded].seconds_per_item = 1.0
@@ -57,7 +58,7 @@ async def test_pictures_count_while_they_are_being_fetched() -> None:
         pictures.serve("/red.png", picture("red"))
         async with running(worker_threads=1, fetch_trusted_origins=(pictures.origin,)) as (client, app):
             queue = app.state.parts.queue
-            images = next(stage for stage in queue._stages if stage.name == "encode_images")
+            images = app.state.parts.served.recommender("recommend")._vectors.image_stage
             images.seconds_per_item = 0.1
             urls = [f"{pictures.origin}/{number}.png" for number in range(4)]
             slow = [
