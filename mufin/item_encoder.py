@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,10 +35,17 @@ class ItemEncoder:
         """D"""
         self.title_width = self.dimension + manifest.sizes.sentence
         """Numbers of a title's vector: D, and W of its sentence behind them where a learned combination looks at it"""
-        self.encoder_id = manifest.encoder_id_of(graphs.encoders)
-        """Of the graphs that run here: fp32 and int8 ones differ, so that no cache mixes their vectors."""
+        self._manifest = manifest
         self.memory = {path.name: MemoryUse(path.stat().st_size, 0) for path in graphs.files}
         """Of each session, by its graph's file: at least its weights, which ONNX Runtime copies"""
+
+    @cached_property
+    def encoder_id(self) -> str:
+        """Of the graphs that run here: fp32 and int8 ones differ, so that no cache mixes their vectors.
+
+        Asked for, not computed at once: an export measures graphs before its manifest lists them.
+        """
+        return self._manifest.encoder_id_of(self.graphs.encoders)
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
         """(B, title_width). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""

@@ -176,12 +176,15 @@ class Predictor:
         """D"""
         self.title_width = encoder.title_width
         """Numbers of a title's vector: D, and W of its sentence behind them where a learned combination looks at it"""
-        self.encoder_id = encoder.encoder_id
-        """Equal for predictors whose items have equal vectors here"""
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
         self._attention: CrossAttention | None = bundle.cross_attention
         self._reranker = labels.reranker(self._attention)
+
+    @property
+    def encoder_id(self) -> str:
+        """Equal for predictors whose items have equal vectors here."""
+        return self.encoder.encoder_id
 
     def with_graphs(self, graphs: EncoderGraphs) -> Predictor:
         """The same bundle and labels behind other graphs, to compare precisions; not for answers."""

@@ -235,6 +235,28 @@ def test_a_full_disk_under_the_log_costs_no_answer() -> None:
             process.kill()
 
 
+def test_a_log_that_nobody_reads_costs_no_answer() -> None:
+    """The pipe fills after some 64 kB; once somebody reads on, the log says what it left out."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.service.serve_memory", "--port", str(port), "--recommend-bundle", "memory"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _wait_until_ready(port)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                for number in range(600):
+                    headers = {"X-Request-ID": f"{number:064}"}
+                    assert client.post("/recommend", json={"product": {}}, headers=headers).status_code == 422
+                assert client.post("/recommend", json={"product": {"title": "red shoes"}}).status_code == 200
+            assert process.stderr is not None
+            asked = 0
+            for line in process.stderr:
+                asked += "/recommend" in line
+                if asked == 601:
+                    break
+        finally:
+            process.kill()
+
+
 def _wait_until_ready(port: int) -> None:
     until = time.monotonic() + ENOUGH_SECONDS
     while time.monotonic() < until:

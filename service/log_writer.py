@@ -1,0 +1,66 @@
+"""Log lines on their way out: written by a thread of their own, and dropped rather than waited for.
+
+Standard error is usually a pipe. When whoever reads it stops reading, the pipe fills, and a process that writes to it
+itself stands still with all its requests. Knows no log format.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+from typing import Protocol
+
+
+class TextOut(Protocol):
+    """What lines are written to."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
+# Some five seconds of a busy process; 4 MB at most with lines of 400 bytes.
+_MOST_LINES = 10_000
+_LAST_WORDS_SECONDS = 2.0
+
+
+class LogWriter:
+    """A stream for ``logging.StreamHandler`` that never blocks; what it must drop it counts and tells of."""
+
+    def __init__(self, out: TextOut, most_lines: int = _MOST_LINES) -> None:
+        self._out = out
+        self._lines: queue.Queue[str] = queue.Queue(most_lines)
+        self._dropped = 0
+        threading.Thread(target=self._write_on, name="mufin-log", daemon=True).start()
+        atexit.register(self.close)
+
+    def write(self, text: str) -> None:
+        """Take a line, or drop it when too many wait already."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Lines are on their way; there is nothing to wait for."""
+
+    def close(self) -> None:
+        """Give what waits a moment to be written, at the end of the process."""
+        until = time.monotonic() + _LAST_WORDS_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _write_on(self) -> None:
+        while True:
+            line = self._lines.get()
+            dropped, self._dropped = self._dropped, 0
+            try:
+                self._out.write(line)
+                if dropped:
+                    self._out.write(f'{{"event": "log_lines_dropped", "level": "warning", "lines": {dropped}}}\n')
+                self._out.flush()
+            except (OSError, ValueError):
+                pass  # a full disk, or nobody there to read: the next line is tried again
+            finally:
+                self._lines.task_done()

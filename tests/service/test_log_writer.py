@@ -1,0 +1,65 @@
+"""Lines that are written in order, dropped when nobody takes them, and not lost at the end."""
+
+from __future__ import annotations
+
+import threading
+
+from service.log_writer import LogWriter
+
+
+class Slow:
+    """Takes lines when it is let."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.lines: list[str] = []
+        self.faults = 0
+
+    def write(self, text: str, /) -> None:
+        """As a pipe whose reader sleeps."""
+        self.open.wait(5)
+        if self.faults:
+            self.faults -= 1
+            raise OSError("no space left on device")
+        self.lines.append(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def test_lines_come_out_in_order() -> None:
+    """All of them, by the end."""
+    out = Slow()
+    out.open.set()
+    writer = LogWriter(out)
+    for number in range(100):
+        writer.write(f"{number}\n")
+    writer.close()
+    assert out.lines == [f"{number}\n" for number in range(100)]
+
+
+def test_what_nobody_takes_is_dropped_and_told() -> None:
+    """Writing never waits; the number stands behind the first line that is taken again."""
+    out = Slow()
+    writer = LogWriter(out, most_lines=3)
+    for number in range(10):
+        writer.write(f"{number}\n")
+    out.open.set()
+    writer.close()
+    told = [line for line in out.lines if "log_lines_dropped" in line]
+    kept = [line for line in out.lines if line not in told]
+    assert kept[0] == "0\n"
+    assert len(told) >= 1
+    assert sum(int(line.rpartition('"lines": ')[2].rstrip("}\n")) for line in told) == 10 - len(kept)
+
+
+def test_a_full_disk_costs_its_line_only() -> None:
+    """The next one is tried again."""
+    out = Slow()
+    out.faults = 1
+    out.open.set()
+    writer = LogWriter(out)
+    for line in ("a\n", "b\n"):
+        writer.write(line)
+    writer.close()
+    assert out.lines == ["b\n"]
