@@ -1,13 +1,14 @@
 """MUFIN, its ablations and the plain baselines on the same products: one table a catalogue (make bench-accuracy).
 
     python -m bench.accuracy [--catalogues NAME ...] [--seeds 3] [--encoder FOLDER] [--pecos PYTHON] [--out FILE]
-                             [--fine-tune LAYERS] [--smoke]
+                             [--work FOLDER] [--fine-tune LAYERS] [--smoke]
 
 Catalogues: the built-in shop's two, and those of MUFIN_DATA_DIR (default ../shared/data), which are left out with the
 reason where they are absent. MUFIN is trained by the recommended recipe (mufin-train --config auto); ikea is scored by
 5-fold cross-validation over its products, a seed a fold, the others with ``--seeds`` seeds. What frozen encoders say is
 computed once and shared by every training; ``--fine-tune`` trains the title encoder's last layers, too. Settings of the
 baselines are chosen on training products. Every row is compared with the full model in pairs, product by product.
+``--work`` keeps every training's figures: a run that was interrupted, or has more seeds, computes only what is missing.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.accuracy_kept import kept
 from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, without_images, without_titles
 from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
 from mufin.catalogue import Catalogue, forbidden_pairs, read_catalogue
@@ -31,7 +34,7 @@ from mufin.datasets.shop import build_shop
 from mufin.metrics import RowScores, remove_from_relevance, score_rows
 from mufin.significance import Bootstrap, compare, intervals
 from mufin.training.auto import installed_sentence_encoder, recommend
-from mufin.training.config import build_config
+from mufin.training.config import TrainConfig, build_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
@@ -79,27 +82,44 @@ class Bench:
     pecos: Path | None
     changes: tuple[str, ...]
     """Of every config"""
+    work: Path | None
+    """Where figures are kept"""
 
-    def network_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
+    def network_rows(self, name: str, part: Part) -> Iterator[tuple[str, RowScores]]:
         """Train every variant on a part and score it."""
         pictured = any(item.images for item in part.catalogue.products)
         for variant in variants(pictured):
-            began, own = time.monotonic(), part.catalogue
+            own = part.catalogue
             own = own if variant.images else without_images(own)
             own = own if variant.titles else without_titles(own)
-            config = build_config(
+            values = build_config(
                 recommend(own, self.encoder).values, [f"seed={part.seed}", *self.changes, *variant.changes]
             )
-            with tempfile.TemporaryDirectory() as scratch:
-                run = Path(scratch) / "run"
-                train(own, config, run, Reporter(quiet=True), shared=self.shared)
-                for ranking, row in variant.rows:
-                    name, combine = ("full", False) if ranking == "fusion" else (ranking, True)
-                    found = rank_split(run, own, SCORED, combine=combine, shared=self.shared)
-                    yield row, score_rows(found.rows[name], _right(own))
-            print(f"  {variant.rows[0][1]}, seed {part.seed}: {time.monotonic() - began:.0f} s", flush=True)
+            identity = {
+                "catalogue": name, "part": part.number, "rows": variant.rows, "titles": variant.titles,
+                "images": variant.images, "config": asdict(values),
+            }  # fmt: skip
+            yield from kept(self.work, identity, partial(self._trained_rows, variant, own, values))
 
-    def baseline_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
+    def _trained_rows(self, variant: Variant, own: Catalogue, config: TrainConfig) -> Iterator[tuple[str, RowScores]]:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as scratch:
+            run = Path(scratch) / "run"
+            train(own, config, run, Reporter(quiet=True), shared=self.shared)
+            for ranking, row in variant.rows:
+                name, combine = ("full", False) if ranking == "fusion" else (ranking, True)
+                found = rank_split(run, own, SCORED, combine=combine, shared=self.shared)
+                yield row, score_rows(found.rows[name], _right(own))
+        print(f"  {variant.rows[0][1]}, seed {config.seed}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def baseline_rows(self, name: str, part: Part) -> Iterator[tuple[str, RowScores]]:
+        """Every baseline on a part."""
+        identity = {
+            "catalogue": name, "part": part.number, "encoder": self.encoder is not None, "pecos": self.pecos is not None,
+        }  # fmt: skip
+        yield from kept(self.work, identity, partial(self._fitted_rows, part))
+
+    def _fitted_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
         """Every baseline, its settings chosen on a part of the training products and fitted to all of them.
 
         Training and validation products together: a baseline needs no validation split.
@@ -122,9 +142,9 @@ def measure(name: str, catalogue: Catalogue, bench: Bench, seeds: int) -> dict[s
     found: dict[str, list[RowScores]] = {}
     for number, part in enumerate(parts):
         if folds or number == 0:  # a baseline knows no seed
-            for row, scores in bench.baseline_rows(part):
+            for row, scores in bench.baseline_rows(name, part):
                 found.setdefault(row, []).append(scores)
-        for row, scores in bench.network_rows(part):
+        for row, scores in bench.network_rows(name, part):
             found.setdefault(row, []).append(scores)
     joined = {row: (concatenated if folds else average)(scores) for row, scores in found.items()}
     rows = []
@@ -184,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fine-tune", type=int, metavar="LAYERS", help="train so many layers of the title encoder, too"
     )
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep figures and features, to go on later")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="a small shop, one epoch: whether it runs")
     options = parser.parse_args(arguments)
@@ -195,7 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch) / "features", options.encoder or None, options.pecos, changes)
+        work: Path | None = options.work
+        features = (work or Path(scratch)) / "features"
+        bench = Bench(features, options.encoder or None, options.pecos, changes, work and work / "figures")
         wanted = ("products",) if options.smoke else options.catalogues
         for name, catalogue in catalogues(wanted, Path(scratch) / "shop", options.smoke):
             began = time.monotonic()

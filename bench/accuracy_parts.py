@@ -25,6 +25,8 @@ class Part:
 
     catalogue: Catalogue
     seed: int
+    number: int
+    """Of the part: the seed, or the fold"""
 
 
 def parts_of(catalogue: Catalogue, seeds: int, folds: int) -> list[Part]:
@@ -39,7 +41,7 @@ def parts_of(catalogue: Catalogue, seeds: int, folds: int) -> list[Part]:
     if SCORED not in splits and "valid" in splits:
         splits[SCORED] = splits.pop("valid")
     own = ensure_validation(replace(catalogue, splits=splits), VALIDATION_FRACTION, 0)
-    return [Part(own, seed) for seed in range(seeds)]
+    return [Part(own, seed, seed) for seed in range(seeds)]
 
 
 def _folded(catalogue: Catalogue, folds: int) -> list[Part]:
@@ -59,7 +61,7 @@ def _folded(catalogue: Catalogue, folds: int) -> list[Part]:
             "train": Split(products[inside], relevance.select(inside)),
             SCORED: Split(products[outside], relevance.select(outside)),
         }
-        found.append(Part(ensure_validation(replace(catalogue, splits=own), VALIDATION_FRACTION, 0), fold))
+        found.append(Part(ensure_validation(replace(catalogue, splits=own), VALIDATION_FRACTION, 0), fold, fold))
     return found
 
 

@@ -5,7 +5,7 @@
 
 Settings are chosen on a fifth of the training products, held out by title, never on the split that is scored; the
 chosen ones are then fitted to all training products. ``--compare``: the paired difference of a run or bundle from every
-baseline, of one catalogue. The sentence encoder's neighbours and PECOS are not here yet.
+baseline, of one catalogue.
 """
 
 from __future__ import annotations

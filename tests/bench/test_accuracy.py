@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bench.accuracy import FULL, catalogues, table, variants
+from bench.accuracy_kept import kept
 from bench.accuracy_parts import SCORED, average, concatenated, parts_of, without_images, without_titles
 from mufin.catalogue import Catalogue, read_catalogue
-from mufin.metrics import score_rows
+from mufin.metrics import RowScores, score_rows
 from mufin.relevance import Relevance
 from mufin.training.config import build_config
 from tests.catalogue_factory import make_tiny_catalogue
@@ -109,3 +110,26 @@ def test_the_table_says_how_far_the_full_model_is_ahead() -> None:
     ]
     text = table({"catalogue": "tiny", "parts": "3 seeds", "rows": rows})
     assert "0.500 ± 0.010" in text and text.count("+0.100 [+0.050, +0.150]") == 1
+
+
+def test_figures_are_computed_once(tmp_path: Path) -> None:
+    """For one identity; they come back as they were, and another identity has its own."""
+    scores = score_rows(*figures([0, 1, 2], [1, 2, 3]))
+    turns: list[str] = []
+
+    def compute(name: str) -> list[tuple[str, RowScores]]:
+        turns.append(name)
+        return [(name, scores), ("other", scores)]
+
+    first = kept(tmp_path, {"seed": 0}, lambda: compute("a"))
+    again = kept(tmp_path, {"seed": 0}, lambda: compute("b"))
+    other = kept(tmp_path, {"seed": 1}, lambda: compute("c"))
+    assert turns == ["a", "c"]
+    assert [name for name, _ in again] == ["a", "other"] and [name for name, _ in other] == ["c", "other"]
+    for _, own in [*first, *again]:
+        assert own.names == scores.names and own.row_count == scores.row_count
+        assert np.array_equal(own.numerators, scores.numerators) and np.array_equal(own.rows, scores.rows)
+        assert np.array_equal(own.denominators, scores.denominators)
+    with pytest.raises(ZeroDivisionError):
+        kept(tmp_path, {"seed": 2}, lambda: [("d", scores)] * (1 // len(turns[2:])))
+    assert len(list(tmp_path.iterdir())) == 2
