@@ -23,7 +23,7 @@ from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import Mufin
 from mufin.training.shortlist import LabelSearch
 
-_PAIRS_AT_ONCE = 40_000
+_PAIRS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)

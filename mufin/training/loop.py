@@ -42,6 +42,8 @@ class Session:
     reporter: Reporter
     workers: Workers
     identity: str
+    scored: bool = True
+    """False: a network that only teaches a combination; nothing is evaluated, and no scores are fitted to it"""
     clusters: list[Int64Array] = field(default_factory=list)
     positives: list[Tensor] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -187,8 +187,15 @@ class BagAttention(nn.Module):
         self.dropout = nn.Dropout(network.dropout)
 
     def project(self, bag: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (..., M, D) of a bag, which do not depend on who asks."""
-        return self.key(bag), self.value(bag)
+        """Keys and values (..., M, D) of a bag, which do not depend on who asks.
+
+        With one head the values are through W_o already: the weights sum values, so W_o of the sum is the sum of W_o, and
+        a label's few slots cost less than every product's every slot.
+        """
+        values = self.value(bag)
+        if self.heads == 1:
+            values = F.linear(values, self.output.weight)
+        return self.key(bag), values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(..., S, D) against projected (..., M, D) and mask (..., M) bool; leading sizes broadcast.
@@ -198,7 +205,8 @@ class BagAttention(nn.Module):
         q, k, v = self._split(self.query(queries)), self._split(keys), self._split(values)
         logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
         weights = logits.masked_fill(~mask[..., None, None, :], -torch.inf).softmax(dim=-1)
-        attended = self.output(self._merge(self.dropout(weights) @ v))
+        merged = self._merge(self.dropout(weights) @ v)
+        attended = merged + self.output.bias if self.heads == 1 else self.output(merged)
         return self.norm(attended + queries), weights
 
     def forward(self, queries: Tensor, bag: Tensor, mask: Tensor) -> Tensor:

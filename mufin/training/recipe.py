@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mufin.catalogue import Catalogue, ensure_validation
 from mufin.errors import CheckpointError
 from mufin.inputs import Int64Array, TitleTokenizer
+from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import (
     RunFacts,
     TrainState,
@@ -71,12 +72,13 @@ MODULES = ("siamese", "frozen_ranker", "ranker")
 
 def train(
     catalogue: Catalogue, config: TrainConfig, folder: Path, reporter: Reporter, workers: Workers | None = None,
-    device: torch.device | None = None, shared: Path | None = None,
+    device: torch.device | None = None, shared: Path | None = None, scored: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train MUFIN on a catalogue into ``folder``, or go on where a killed run stopped. Returns the final metrics.
 
     ``shared``: a folder that keeps what frozen encoders say of titles and images, for other trainings; by default it is
-    the run's own and goes when it is finished.
+    the run's own and goes when it is finished. ``scored=False``: no scores are fitted and nothing is evaluated; for the
+    networks that teach a combination, whose metrics are empty.
     """
     workers = workers or Workers()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +97,7 @@ def train(
         kept = shared or folder / "cache" / "shared"
 
         def train_fold(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
-            return train(part, own, to, reporter, workers, device, kept)
+            return train(part, own, to, reporter, workers, device, kept, scored=False)
 
         train_folds(catalogue, config, folder, train_fold)
     resumed = load_state(folder, identity)
@@ -112,7 +114,7 @@ def train(
         products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step, kept)
         data = training_data(catalogue, products, labels)
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
-        session = Session(config, model, device, folder, reporter, workers, identity)
+        session = Session(config, model, device, folder, reporter, workers, identity, scored)
         if workers.count > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             reporter.say("batch norm takes the statistics of each process's own share of a batch (docs/training.md)")
         if resumed is None:
@@ -312,6 +314,11 @@ def finish(
 
     ``titles``: the folds were trained, and a combination is learned from them.
     """
+    if not session.scored:
+        if session.workers.is_main:
+            spec = ScoreSpec(shortlist_size=session.config.shortlist.size)
+            save_run(session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity)
+        return {}
     fitted = fit_scores(session, data, cache / "bags.npy", titles=titles)
     combined, learned = None, fitted.combiner
     if learned is not None and learned.combination is not None:

@@ -43,7 +43,7 @@ _VALIDATION_PRODUCTS = 5000
 
 def evaluate_shortlist(session: Session, data: TrainingData, epoch: int, epochs: int) -> dict[str, Any]:
     """The shortlist's figures, every ``evaluate_epochs`` epochs and after the last; nothing in between."""
-    if epoch % session.config.evaluate_epochs and epoch != epochs:
+    if not _is_due(session, epoch, epochs):
         return {}
     config, encoder, began = session.config, session.model.encoder, time.monotonic()
     rows = data.valid_rows[:_VALIDATION_PRODUCTS]
@@ -57,7 +57,7 @@ def evaluate_shortlist(session: Session, data: TrainingData, epoch: int, epochs:
 
 def evaluate_full(session: Session, data: TrainingData, bags: Path, epoch: int, epochs: int) -> dict[str, Any]:
     """Figures of shortlist, classifier and their even fusion, as often as ``evaluate_shortlist``."""
-    if epoch % session.config.evaluate_epochs and epoch != epochs:
+    if not _is_due(session, epoch, epochs):
         return {}
     began = time.monotonic()
     rows = data.valid_rows[:_VALIDATION_PRODUCTS]
@@ -67,6 +67,10 @@ def evaluate_full(session: Session, data: TrainingData, bags: Path, epoch: int, 
     session.spend("evaluate", began)
     valid = data.valid.select(np.arange(len(rows)))
     return {name: precision(labels, valid) for name, labels in ranked.rows.items()}
+
+
+def _is_due(session: Session, epoch: int, epochs: int) -> bool:
+    return session.scored and (epoch % session.config.evaluate_epochs == 0 or epoch == epochs)
 
 
 def scored_candidates(session: Session, data: TrainingData, rows: Int64Array, bags: Path) -> Candidates:
