@@ -120,7 +120,6 @@ class LabelSearch:
         smaller of equal labels are also the ones returned at the cut; an approximate one may know others. Fewer than
         k come back only when fewer exist.
         """
-        faiss.omp_set_num_threads(self._threads)  # a setting of the calling thread, so it is made here
         permitted = self._every if allowed is None else _Allowed(_both(allowed, self._kept), self.size)
         wanted = min(k, permitted.count)
         labels = np.full((len(queries), k), -1, dtype=np.int64)
@@ -128,14 +127,21 @@ class LabelSearch:
         if wanted == 0 or len(queries) == 0:
             return labels, scores
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if self.kind == EXACT:
-            found = self._search_exact(queries, wanted, permitted)
-        elif permitted.count <= max(wanted, self._fewest()):
-            found = self._compare(queries, permitted.labels(), wanted)
-        else:
-            found = self._search_near(queries, wanted, permitted)
-        labels[:, :wanted], scores[:, :wanted] = found
+        # A setting of the calling thread, so it is made here; torch reads the same one, so it is put back.
+        before = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(self._threads)
+        try:
+            labels[:, :wanted], scores[:, :wanted] = self._found(queries, wanted, permitted)
+        finally:
+            faiss.omp_set_num_threads(before)
         return labels, scores
+
+    def _found(self, queries: FloatArray, wanted: int, permitted: _Allowed) -> tuple[Int64Array, FloatArray]:
+        if self.kind == EXACT:
+            return self._search_exact(queries, wanted, permitted)
+        if permitted.count <= max(wanted, self._fewest()):
+            return self._compare(queries, permitted.labels(), wanted)
+        return self._search_near(queries, wanted, permitted)
 
     def _fewest(self) -> float:
         """Allowed labels below which each is compared with. A graph search strays where few nodes are allowed."""

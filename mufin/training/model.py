@@ -295,8 +295,8 @@ class Mufin(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``adapt`` with the labels' keys and values (B, K, M, D) projected before they were gathered."""
         assert self.cross_attention is not None
-        queries = product_bag.unsqueeze(1).expand(-1, keys.shape[1], -1, -1)
-        attended, weights = self.cross_attention.attend(queries, keys, values, label_mask)
+        # (B, 1, S, D): a product's queries are projected once, not once a label.
+        attended, weights = self.cross_attention.attend(product_bag.unsqueeze(1), keys, values, label_mask)
         return masked_mean(attended, product_mask.unsqueeze(1)), weights
 
 

@@ -250,3 +250,17 @@ def test_fewer_labels_than_the_shortlist_are_chosen_from_as_many_candidates(buil
     """The first three of a search for three are those of a search for the whole shortlist."""
     search = built.search(shortlist=K)
     np.testing.assert_array_equal(search.search(products, 3)[0], search.search(products, K)[0][:, :3])
+
+
+def test_a_search_leaves_the_threads_of_others_alone() -> None:
+    """torch reads the number that faiss is told: training in the same process would add in another order."""
+    before = faiss.omp_get_max_threads()
+    vectors = np.eye(8, dtype=np.float32)
+    index = faiss.IndexFlatIP(8)
+    index.add(vectors)
+    try:
+        faiss.omp_set_num_threads(2)
+        LabelSearch(index, EXACT, vectors).search(vectors[:2], 3)
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(before)
