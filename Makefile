@@ -151,6 +151,7 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
 	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
 	$(BIN)/python -m bench.dataset_memory --out bench/results/dataset-memory.json
+	$(BIN)/python -m bench.serving --out bench/results/serving.json --plot docs/figures/serving.svg
 	$(BIN)/python -m bench.overload --out bench/results/overload.json --plot docs/figures/overload.svg
 	$(BIN)/python -m bench.soak --out bench/results/soak.json --plot docs/figures/soak.svg
 	$(BIN)/python -m tests.service.shutdown_load --times 100
@@ -165,6 +166,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.dataset_memory --smoke
 	$(BIN)/python -m bench.plain_baselines --smoke
 	$(BIN)/python -m bench.accuracy --smoke --encoder ""
+	$(BIN)/python -m bench.serving --smoke
 	$(BIN)/python -m bench.overload --smoke
 	$(BIN)/python -m bench.soak --smoke
 

@@ -46,6 +46,11 @@ class ServiceProcess:
         handles = sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
         return {"threads": self._status("Threads"), "handles": handles}
 
+    def cpu_seconds(self) -> float:
+        """Of all its threads since it started."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _status(self, name: str) -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
@@ -53,15 +58,16 @@ class ServiceProcess:
 
 @contextmanager
 def service_process(
-    bundle: Path, encoder_milliseconds: tuple[float, float], flags: Sequence[str], core: int | None
+    bundle: Path, encoder_milliseconds: tuple[float, float] | None, flags: Sequence[str], core: int | None
 ) -> Iterator[ServiceProcess]:
-    """Ready when it is given; ``core``: the only one it may run on."""
+    """Ready when it is given; ``core``: the only one it may run on. ``encoder_milliseconds``: None: the bundle's own."""
     environment = {
         **os.environ,
-        "MUFIN_BENCH_ENCODER_MILLISECONDS": ",".join(map(str, encoder_milliseconds)),
+        "MUFIN_BENCH_ENCODER_MILLISECONDS": ",".join(map(str, encoder_milliseconds or ())),
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     }
-    command = [sys.executable, "-m", "bench.overload_service", "--port", "0", "--recommend-bundle", str(bundle), *flags]
+    module = "service" if encoder_milliseconds is None else "bench.overload_service"
+    command = [sys.executable, "-m", module, "--port", "0", "--recommend-bundle", str(bundle), *flags]
     if core is not None:
         command = ["taskset", "-c", str(core), *command]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -114,6 +114,12 @@ class TitleTokenizer:
         """Rows that a word embedding needs."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    def known_tokens(self, titles: Sequence[str]) -> list[tuple[int, int]]:
+        """Of each title how many tokens the vocabulary has, and how many it has not; [CLS] and [SEP] count as neither."""
+        encodings = self._tokenizer.encode_batch([normalise_title(title) for title in titles], add_special_tokens=False)
+        unknown = [0 if self.unknown_id is None else own.ids.count(self.unknown_id) for own in encodings]
+        return [(len(own.ids) - missing, missing) for own, missing in zip(encodings, unknown, strict=True)]
+
     def encode(self, titles: Sequence[str]) -> TokenBatch:
         """Titles to (B, T) ids and mask, T being the longest of this batch."""
         encodings = self._tokenizer.encode_batch([normalise_title(t) for t in titles])

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -90,11 +91,11 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def serve(settings: Settings, open_model: OpenModel = open_from_disk) -> int:
+def serve(settings: Settings, open_model: OpenModel | None = None) -> int:
     """Serve until a signal; returns the exit code: 0 after a clean end, 1 when the start failed."""
     configure_logging(settings.log_level)
     try:
-        app = create_app(settings, open_model, _freeze)
+        app = create_app(settings, open_model or partial(open_from_disk, device=settings.device), _freeze)
         sockets = [_listen(settings.host, port) for port in (settings.port, settings.admin_port) if port is not None]
     except SettingsError as error:
         return _refuse(str(error))

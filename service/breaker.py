@@ -56,6 +56,10 @@ class BreakerGroup:
         self._most_names = most_names
         self._breakers: OrderedDict[str, Breaker] = OrderedDict()
 
+    def open_count(self) -> int:
+        """How many are left alone now."""
+        return sum(breaker.is_open for breaker in self._breakers.values())
+
     def of(self, name: str) -> Breaker:
         """The breaker of a name; the one unused longest makes room."""
         breaker = self._breakers.get(name)

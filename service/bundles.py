@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from mufin.bundle import MANIFEST_FILE
 from mufin.errors import BundleError
+from mufin.graphs import Device
 from mufin.inputs import BoolArray, FloatArray, InputSpec, Int64Array, Uint8Array
 from mufin.predictor import EncoderPool, LabelStore, MemoryUse, ProductBag, Ranking, Shortlist, open_predictor
 from mufin.scoring import ScoreSpec
@@ -48,6 +49,7 @@ class Encoder(Protocol):
     def title_width(self) -> int: ...
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray: ...
+    def known_tokens(self, titles: Sequence[str]) -> list[tuple[int, int]]: ...
     def encode_images(self, pixels: Uint8Array) -> FloatArray: ...
 
 
@@ -147,9 +149,11 @@ class OpenBundle:
 _ENCODERS = EncoderPool()
 
 
-def open_from_disk(folder: Path, verify: Verify, intra_op_threads: int, resident: bool) -> Model:
-    """The real thing: a bundle that mufin-export wrote."""
-    return open_predictor(folder, verify, intra_op_threads, resident=resident, encoders=_ENCODERS)
+def open_from_disk(
+    folder: Path, verify: Verify, intra_op_threads: int, resident: bool, device: Device = "cpu"
+) -> Model:
+    """The real thing: a bundle that mufin-export wrote. Raises ConfigError where ``device`` cannot be had."""
+    return open_predictor(folder, verify, intra_op_threads, device, resident=resident, encoders=_ENCODERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,10 @@ class Fetcher:
             network_backend=backend,
         )
 
+    def hosts_left_alone(self) -> int:
+        """Origins that failed too often to be asked now."""
+        return self._breakers.open_count()
+
     async def aclose(self) -> None:
         """Close the connections that are kept."""
         self._lookups.close()

@@ -118,6 +118,10 @@ def build(settings: Settings) -> Parts:
     metrics.queue_items.set_function(lambda: queue.waiting_items)
     metrics.cache_bytes.set_function(lambda: near.used_bytes)
     metrics.ready.set_function(lambda: float(lifecycle.phase.value == "ready"))
+    fetcher = Fetcher(_url_policy(settings), _fetch_limits(settings))
+    metrics.breaker_open.labels("picture_hosts").set_function(fetcher.hosts_left_alone)
+    if client is not None:
+        metrics.breaker_open.labels("redis").set_function(lambda: float(client.breaker.is_open))
     return Parts(
         settings=settings,
         lifecycle=lifecycle,
@@ -126,7 +130,7 @@ def build(settings: Settings) -> Parts:
         rate_limiter=RateLimiter(client),
         queue=queue,
         cache=near if client is None else LayeredCache(near, RedisCache(client, settings.redis_ttl_seconds)),
-        fetcher=Fetcher(_url_policy(settings), _fetch_limits(settings)),
+        fetcher=fetcher,
         decoder=Decoder(
             settings.decode_threads or threads,
             settings.decode_budget_pixels,

@@ -57,6 +57,8 @@ class Outcome:
     image_outcomes: list[str] = field(default_factory=list)
     lookups: list[tuple[Kind, CacheOutcome]] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
+    title_tokens: tuple[int, int] = (0, 0)
+    """(known, unknown) of a title that was encoded for this answer"""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class _Prepared:
     warnings: list[dict[str, Any]]
     image_outcomes: list[str]
     lookups: list[tuple[Kind, CacheOutcome]]
+    title_tokens: tuple[int, int] = (0, 0)
 
     def slots(self) -> Slots:
         names = [f"image {position}" for position, _ in self.images]
@@ -168,6 +171,7 @@ class Recommender:
             prepared.lookups.append(("title", titled.lookup))
             if titled.lookup == "miss":
                 timings.add("encode", titled.seconds)
+                prepared.title_tokens = titled.tokens
         surplus = len(request.product.images) - len(images)
         if surplus:
             detail = f"this bundle uses {len(images)} images a product; the last {surplus} were left out"
@@ -234,7 +238,7 @@ class Recommender:
             "warnings": warnings,
             "timings_ms": timings.milliseconds(),
         }
-        return Outcome(answer, timings, prepared.image_outcomes, prepared.lookups, degraded)
+        return Outcome(answer, timings, prepared.image_outcomes, prepared.lookups, degraded, prepared.title_tokens)
 
 
 def _collect(outcomes: Sequence[ImageOutcome | None], timings: Timings) -> _Prepared:

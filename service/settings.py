@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     verify_bundles: Literal["full", "structure"] = "full"
     """full checks every hash; structure is for a volume that mufin-export has already verified."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where titles and images are encoded; cuda needs onnxruntime-gpu and runs the fp32 graphs."""
     resident_records: bool = False
     """Copy label records to memory at the start; else they are mapped files, whose pages the system may drop."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -22,6 +22,7 @@ from service.log_writer import LogWriter
 _OTEL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _STAGE_BUCKETS = (0.001, 0.0025, *_OTEL_BUCKETS)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_PROBABILITY_BUCKETS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass(slots=True)
@@ -136,6 +137,25 @@ class Metrics:
             ("endpoint",),
             registry=self.registry,
         )
+        self.breaker_open = Gauge(
+            "mufin_breaker_open",
+            "What is left alone for now because it failed: redis 0 or 1, picture_hosts how many.",
+            ("name",),
+            registry=self.registry,
+        )
+        self.top_probability = Histogram(
+            "mufin_top_probability",
+            "Probability of an answer's first label.",
+            ("endpoint",),
+            buckets=_PROBABILITY_BUCKETS,
+            registry=self.registry,
+        )
+        self.products = self._counter(
+            "mufin_products", "Answered products by what they could be ranked by.", "endpoint", "modality"
+        )
+        self.title_tokens = self._counter(
+            "mufin_title_tokens", "Tokens of titles that were encoded.", "endpoint", "known"
+        )
         self.ready = Gauge("mufin_ready", "1 while /readyz is 200.", registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -153,6 +173,17 @@ class Metrics:
         for part, use in bundle.memory().items():
             self.bundle_bytes.labels(endpoint, part, "resident").set(use.resident_bytes)
             self.bundle_bytes.labels(endpoint, part, "mapped").set(use.mapped_bytes)
+
+    def observe_answer(self, endpoint: str, answer: Mapping[str, Any], title_tokens: tuple[int, int]) -> None:
+        """What an answer says of the model's health. ``title_tokens``: known, unknown."""
+        used = answer["modalities_used"]
+        self.products.labels(endpoint, "both" if len(used) > 1 else used[0]).inc()
+        first = answer["results"][0]["probability"] if answer["results"] else None
+        if first is not None:
+            self.top_probability.labels(endpoint).observe(first)
+        for known, count in zip(("true", "false"), title_tokens, strict=True):
+            if count:
+                self.title_tokens.labels(endpoint, known).inc(count)
 
     def observe_batch(self, stage: str, items: int, seconds: float) -> None:
         """Told by the queue of every model call."""

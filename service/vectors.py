@@ -69,6 +69,8 @@ class TitleOutcome:
     vector: FloatArray
     seconds: float
     lookup: CacheOutcome
+    tokens: tuple[int, int] = (0, 0)
+    """(known, unknown) to the tokenizer, where this request had it encoded"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +159,15 @@ class Vectors:
         if packed is not None:
             return TitleOutcome(self._unpack(packed), 0.0, "hit")
 
+        tokens = (0, 0)
+
         async def encode() -> bytes:
-            return self._keep(key, await self._queue.submit(self._titles, title))
+            nonlocal tokens
+            vector, tokens = await self._queue.submit(self._titles, title)
+            return self._keep(key, vector)
 
         packed = await self._flights.run(key, encode)
-        return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss")
+        return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss", tokens)
 
     async def image(self, url: str, known: Mapping[str, bytes]) -> ImageOutcome:
         """An image's vector, or the reason why there is none. Raises Shed, NotReady, or what the model raised."""
@@ -299,8 +305,9 @@ class _Picture:
     content_hash: str
 
 
-def _encode_titles(encoder: Encoder, titles: Sequence[str]) -> list[FloatArray]:
-    return list(encoder.encode_titles(titles))
+def _encode_titles(encoder: Encoder, titles: Sequence[str]) -> list[tuple[FloatArray, tuple[int, int]]]:
+    """Each title's vector, and how many of its tokens are known and unknown."""
+    return list(zip(encoder.encode_titles(titles), encoder.known_tokens(titles), strict=True))
 
 
 def _encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import onnxruntime
+import pytest
+
+from tests.bundle_factory import make_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 ENOUGH_SECONDS = 20.0
@@ -203,3 +207,16 @@ def test_a_client_that_hangs_up_is_noticed() -> None:
         with socket.create_connection(address) as client:
             client.sendall(head % len(content) + content[:5])
             assert b" 504 " in client.recv(4096).split(b"\r\n")[0]
+
+
+def test_a_device_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """With the remedy; onnxruntime's own way is to fall back to the CPU without a word."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed: cuda is not refused")
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-m", "service", "--port", "0", "--device", "cuda", "--recommend-bundle", str(bundle)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    reasons = [json.loads(line)["reason"] for line in ended.stderr.splitlines() if '"bundle_refused"' in line]
+    assert len(reasons) == 1
+    assert "install onnxruntime-gpu in place of onnxruntime, or use device cpu" in reasons[0]

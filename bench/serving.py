@@ -1,0 +1,386 @@
+"""The service over HTTP against its floor, the bare model calls, and against what one would write on an afternoon.
+
+    python -m bench.serving [--labels 100000] [--large 300000] [--seconds 8] [--smoke] [--work FOLDER] [--out FILE] [--plot FILE]
+
+Bundles of random weights at the paper's size (bench/serving_bundle.py). The service, and in their turn the floor
+(bench/serving_floor.py) and the reference (bench/serving_reference.py), have core 1 and one thread; the generator and
+the picture server have core 0. Floor and service take turns twice. Loads are homogeneous: titles of 16 tokens that
+were never asked before; the same with one or five new pictures of 224 px; twenty products asked again and again.
+
+lone: one client, each request after the last. saturated: as many clients as keep the core busy, in a closed loop, and
+the service's CPU time over the requests answered. 70 %: an open loop of Poisson arrivals at .7 of the saturated rate;
+latency counts from the moment that a request was due. Ratios are of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from bench.int8 import PAPER, SMOKE, Size
+from bench.open_loop import Connections, Reply, closed_loop, open_loop
+from bench.served import ROOT, ServiceProcess, machine, picture_server, service_process
+from bench.serving_bundle import TITLE_TOKENS, make_serving_bundle, title
+from tests.service.redis_process import free_port
+
+GENERATOR_CORE, SERVICE_CORE = 0, 1
+_ASKED_AGAIN = 20
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """A homogeneous workload; its floor is the case of the same name in bench/serving_floor.py."""
+
+    name: str
+    images: int
+    clients: int
+    """That saturate one core"""
+    again: bool = False
+
+    def bodies(self, origin: str, first: int) -> Iterator[dict[str, Any]]:
+        """Requests from a number on."""
+        number = first
+        while True:
+            own = number % _ASKED_AGAIN if self.again else number
+            images = [f"{origin}/{'kept' if self.again else 'new'}/{own}-{place}.jpg" for place in range(self.images)]
+            yield {"product": {"title": title(own), "images": images}, "k": 10}
+            number += 1
+
+
+LOADS = (
+    Load("title", 0, 24), Load("1 image", 1, 6), Load("5 images", 5, 3), Load("5 images, cached", 5, 24, again=True)
+)  # fmt: skip
+
+
+def milliseconds(replies: Sequence[Reply]) -> dict[str, float]:
+    """Percentiles of the answered; raises RuntimeError when one in a hundred was not answered in full."""
+    bad = [own for own in replies if own.status != 200 or own.degraded]
+    if len(bad) * 100 > len(replies) or not replies:
+        kinds = {(own.status, own.degraded) for own in bad}
+        raise RuntimeError(f"{len(bad)} of {len(replies)} requests were not answered in full: {kinds}")
+    good = [1000 * own.seconds for own in replies if own.status == 200]
+    return {f"p{p}": round(float(np.percentile(good, p)), 3) for p in (50, 95, 99)}
+
+
+async def measure_service(
+    service: ServiceProcess, origin: str, load: Load, seconds: float, first: int
+) -> dict[str, Any]:
+    """Lone, saturated and 70 % of one load."""
+    connections, bodies = Connections(service.port), load.bodies(origin, first)
+    try:
+        await closed_loop(connections, "/recommend", bodies, 1 if load.images else 4, seconds / 4)  # warm
+        lone = await closed_loop(connections, "/recommend", bodies, 1, seconds)
+        stages = await _stages(service)
+        cpu = service.cpu_seconds()
+        began = time.perf_counter()
+        saturated = await closed_loop(connections, "/recommend", bodies, load.clients, seconds)
+        elapsed = time.perf_counter() - began
+        cpu = service.cpu_seconds() - cpu
+        rate = len(saturated) / elapsed
+        spread = await open_loop(connections, "/recommend", bodies, 0.7 * rate, 2 * seconds, seed=first)
+        return {
+            "lone": milliseconds(lone), "lone_stages": stages, "saturated": milliseconds(saturated),
+            "per_second": round(rate, 2), "cpu_ms": round(1000 * cpu / len(saturated), 3),
+            "at_70_percent": milliseconds(spread), "p99_over_p50": _p99_over_p50(spread),
+        }  # fmt: skip
+    finally:
+        await connections.aclose()
+
+
+def _p99_over_p50(replies: Sequence[Reply]) -> float:
+    own = milliseconds(replies)
+    return round(own["p99"] / own["p50"], 2)
+
+
+async def _stages(service: ServiceProcess) -> dict[str, float]:
+    """Mean milliseconds of every stage up to now, from the service's own metrics."""
+    async with httpx.AsyncClient() as client:
+        page = (await client.get(f"http://127.0.0.1:{service.port}/metrics")).text
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for line in page.splitlines():
+        for kind, kept in (("sum", sums), ("count", counts)):
+            prefix = f'mufin_stage_duration_seconds_{kind}{{stage="'
+            if line.startswith(prefix):
+                stage, value = line[len(prefix) :].split('"} ')
+                kept[stage] = float(value)
+    return {stage: round(1000 * sums[stage] / count, 3) for stage, count in counts.items() if count}
+
+
+async def measure_reference(port: int, origin: str, load: Load, seconds: float) -> dict[str, float]:
+    """Products a second of the plain reference, with two clients."""
+    connections, bodies = Connections(port), load.bodies(origin, 50_000_000)
+    try:
+        await closed_loop(connections, "/recommend", bodies, 1, 1.0)
+        began = time.perf_counter()
+        replies = await closed_loop(connections, "/recommend", bodies, 2, seconds)
+        return {"per_second": round(len(replies) / (time.perf_counter() - began), 3), **milliseconds(replies)}
+    finally:
+        await connections.aclose()
+
+
+def run_pinned(module: str, *arguments: str) -> Any:
+    """JSON that a module prints, run on the service's core."""
+    command = ["taskset", "-c", str(SERVICE_CORE), sys.executable, "-m", module, *arguments]
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+async def served(bundle: Path, loads: Sequence[Load], seconds: float) -> dict[str, Any]:
+    """Floor and service in turns, twice; of two rounds the quicker one of each counts."""
+    rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    floor_seconds = str(max(0.2, seconds / 2))
+    for turn in range(2):
+        floor = await asyncio.to_thread(
+            run_pinned, "bench.serving_floor", str(bundle), "--tokens", str(TITLE_TOKENS), "--seconds", floor_seconds
+        )
+        async with picture_server() as origin:
+            flags = (
+                *("--worker-threads", "1", "--fetch-trusted-origins", origin, "--drain-seconds", "0"),
+                *("--deadline-milliseconds", "5000", "--log-level", "info"),
+            )
+            began = time.monotonic()
+            with service_process(bundle, None, flags, core=SERVICE_CORE) as service:
+                ready, found = time.monotonic() - began, dict[str, Any]()
+                for place, load in enumerate(loads):
+                    first = (turn * 10 + place) * 1_000_000
+                    found[load.name] = await measure_service(service, origin, load, seconds, first)
+                    print(f"  {load.name}: {found[load.name]['lone']}, {found[load.name]['per_second']}/s", flush=True)
+                found["ready_seconds"] = round(ready, 2)
+                found["resident_mib"] = round(service.resident_mib())
+        rounds.append((floor, found))
+    return {"floor": _quicker([own for own, _ in rounds]), "service": _quicker_service([own for _, own in rounds])}
+
+
+def _quicker(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = {}
+    for name in rounds[0]:
+        own = [each[name] for each in rounds]
+        best = max(own, key=lambda each: float(each["best_per_second"]))
+        lone = min(own, key=lambda each: float(each["lone_ms"]))
+        found[name] = {**best, "lone_ms": lone["lone_ms"], "lone_cpu_ms": lone["lone_cpu_ms"]}
+    return found
+
+
+def _quicker_service(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, first in rounds[0].items():
+        if isinstance(first, dict):
+            best = max((each[name] for each in rounds), key=lambda each: float(each["per_second"]))
+            lone = min((each[name] for each in rounds), key=lambda each: float(each["lone"]["p50"]))
+            calm = min((each[name] for each in rounds), key=lambda each: float(each["p99_over_p50"]))
+            found[name] = {
+                **best, "lone": lone["lone"], "lone_stages": lone["lone_stages"],
+                "at_70_percent": calm["at_70_percent"], "p99_over_p50": calm["p99_over_p50"],
+            }  # fmt: skip
+        else:
+            found[name] = min(each[name] for each in rounds)
+    return found
+
+
+@contextmanager
+def reference_process(labels: int, smoke: bool) -> Iterator[int]:
+    """The port of a plain reference on the service's core; it may not be up yet."""
+    port = free_port()
+    command = [
+        "taskset",
+        "-c",
+        str(SERVICE_CORE),
+        sys.executable,
+        "-m",
+        "bench.serving_reference",
+        str(labels),
+        str(port),
+    ]
+    with subprocess.Popen([*command, *(["--smoke"] if smoke else [])], cwd=ROOT) as process:
+        try:
+            yield port
+        finally:
+            process.kill()
+
+
+async def referred(port: int, seconds: float) -> dict[str, Any]:
+    """The plain reference with titles, and with five pictures."""
+    await _until_up(port)
+    async with picture_server() as origin:
+        return {load.name: await measure_reference(port, origin, load, seconds) for load in LOADS if load.images != 1}
+
+
+async def _until_up(port: int) -> None:
+    async with httpx.AsyncClient() as client:
+        for _ in range(1200):
+            try:
+                await client.get(f"http://127.0.0.1:{port}/readyz")
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+    raise RuntimeError("the reference did not come up in two minutes")
+
+
+def bulk(bundle: Path, products: int, folder: Path) -> dict[str, float]:
+    """mufin-recommend over titles, one thread, on the service's core."""
+    source, target = folder / "products.jsonl", folder / "answers.jsonl"
+    source.write_text(
+        "".join(json.dumps({"id": str(n), "title": title(n), "images": []}) + "\n" for n in range(products))
+    )
+    target.unlink(missing_ok=True)
+    command = ["taskset", "-c", str(SERVICE_CORE), sys.executable, "-m", "mufin.recommend", str(bundle), str(source)]
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([*command, str(target), "--threads", "1", "--quiet"], cwd=ROOT, check=True, env=environment)
+        return time.perf_counter() - began
+
+    whole = seconds()
+    opening = seconds()  # all answers are there already: what is left is opening the bundle
+    return {"per_second": round(products / max(1e-6, whole - opening), 2), "opening_seconds": round(opening, 2)}
+
+
+def goals(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """(measure, goal, figure, reached) of every number to reach."""
+    floor, service, reference = found["floor"], found["service"], found["reference"]
+    rows: list[tuple[str, str, float, float]] = []
+    lone = service["title"]["lone"]["p50"] / floor["title"]["lone_ms"]
+    rows.append(("lone p50 ÷ floor, title", "≤ 1.10", lone, 1.10))
+    added = service["5 images, cached"]["lone"]["p50"] - floor["5 images, cached"]["lone_ms"]
+    rows.append(("lone p50 - floor, ms, 5 cached images", "≤ .8", added, 0.8))
+    for name in ("title", "5 images"):
+        rows.append(
+            (
+                f"saturated ÷ floor's best, {name}",
+                "≥ .92",
+                service[name]["per_second"] / floor[name]["best_per_second"],
+                -0.92,
+            )
+        )
+    for name in ("5 images, cached", "title"):
+        cpu = service[name]["cpu_ms"] - floor[name]["best_cpu_ms"]
+        rows.append(
+            (
+                f"CPU added, ms a request, {name}",
+                "≤ .6" if "cached" in name else "≤ .5",
+                cpu,
+                0.6 if "cached" in name else 0.5,
+            )
+        )
+    for name in service:
+        if isinstance(service[name], dict):
+            rows.append((f"p99 ÷ p50 at 70 % load, {name}", "≤ 3", service[name]["p99_over_p50"], 3.0))
+    for name, goal in (("title", 5.0), ("5 images", 3.5), ("5 images, cached", 100.0)):
+        ratio = service[name]["per_second"] / reference[name]["per_second"]
+        rows.append((f"throughput ÷ plain reference, {name}", f"≥ {goal:g}", ratio, -goal))
+    large, small = found["labels"]["large"], found["labels"]["small"]
+    rows.append((f"shortlist + rerank at {large['labels']:,} labels, ms", "≤ 2.0", large["ms"], 2.0))
+    rows.append(("the same ÷ that of 10,000 labels", "≤ 2", large["ms"] / small["ms"], 2.0))
+    return [
+        (measure, goal, f"{value:.3f}", value <= limit if limit > 0 else value >= -limit)
+        for measure, goal, value, limit in rows
+    ]
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Milliseconds of a lone request by load, floor and service; what a second holds."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "serving"
+    names = list(found["floor"])
+    places = np.arange(len(names))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
+    for axes, title_text in ((left, "lone request, ms (p50)"), (right, "products a second, saturated")):
+        axes.set(xticks=places, title=title_text, yscale="log")
+        axes.set_xticklabels(names, fontsize=8)
+    own = found["service"]
+    left.bar(places - 0.2, [found["floor"][name]["lone_ms"] for name in names], 0.4, label="floor")
+    left.bar(places + 0.2, [own[name]["lone"]["p50"] for name in names], 0.4, label="service")
+    right.bar(places - 0.27, [found["floor"][name]["best_per_second"] for name in names], 0.27, label="floor")
+    right.bar(places, [own[name]["per_second"] for name in names], 0.27, label="service")
+    known = [name for name in names if name in found["reference"]]
+    rates = [found["reference"][name]["per_second"] for name in known]
+    right.bar([names.index(name) + 0.27 for name in known], rates, 0.27, label="plain reference")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _bundle(work: Path, labels: int, size: Size) -> Path:
+    folder = work / f"{labels}-{size.width}"
+    if not (folder / "manifest.json").is_file():
+        print(f"making a bundle of {labels:,} labels", flush=True)
+        make_serving_bundle(folder, labels, size)
+    return folder
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Everything, in one run."""
+    size = SMOKE if options.smoke else PAPER
+    bundle = _bundle(work, options.labels, size)
+    large = _bundle(work, options.large, size)
+    small = _bundle(work, 400 if options.smoke else 10_000, SMOKE)
+    found: dict[str, Any] = {**machine(), "labels_served": options.labels}
+    os.sched_setaffinity(0, {GENERATOR_CORE})
+    found |= asyncio.run(served(bundle, LOADS, options.seconds))
+    found["large"] = asyncio.run(served(large, (LOADS[0], LOADS[3]), options.seconds))
+    with reference_process(options.labels, options.smoke) as port:
+        found["reference"] = asyncio.run(referred(port, options.seconds))
+    found["bulk"] = bulk(bundle, 40 if options.smoke else 1000, work)
+    found["labels"] = {
+        name: run_pinned("bench.serving_labels", str(own)) for name, own in (("small", small), ("large", large))
+    }
+    return found
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--labels", type=int, default=100_000)
+    parser.add_argument("--large", type=int, default=300_000)
+    parser.add_argument("--seconds", type=float, default=8, help="of each load")
+    parser.add_argument("--work", type=Path, help="keep the bundles there")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="tiny encoders, few labels, a second: whether it runs")
+    options = parser.parse_args()
+    if options.smoke:
+        options.labels, options.large, options.seconds = 400, 800, 0.5
+    if (os.cpu_count() or 1) < 2:
+        print("bench.serving: left out, it needs two cores: one for the service, one for the load")
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(options, options.work or Path(scratch))
+    rows = goals(found)
+    found["goals"] = [dict(zip(("measure", "goal", "figure", "reached"), row, strict=True)) for row in rows]
+    for row in rows:
+        print(f"{row[0]:<58}{row[1]:>9}{row[2]:>10}  {'' if row[3] else 'MISSED'}")
+    print(
+        f"bulk: {found['bulk']}, ready after {found['large']['service']['ready_seconds']} s at {options.large:,} labels"
+    )
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot(found, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
