@@ -217,7 +217,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     minutes = [own["seconds"] / 60 for own in found["samples"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
     left.plot(minutes, [own["resident_mib"] for own in found["samples"]])
-    left.set(xlabel="minutes", ylabel="resident MiB", ylim=(0, None))
+    left.set(
+        xlabel="minutes", ylabel="resident MiB", ylim=(0, 1.1 * max(own["resident_mib"] for own in found["samples"]))
+    )
     for name in ("threads", "handles", "tasks"):
         right.plot(minutes, [own[name] for own in found["samples"]], label=name)
     right.set(xlabel="minutes", ylim=(0, None))

@@ -25,6 +25,7 @@ from service.app import create_app, lifecycle_of
 from service.bundles import OpenModel, open_from_disk
 from service.connections import ConnectionWatch
 from service.errors import SettingsError
+from service.http_protocol import StrictHttpProtocol
 from service.lifecycle import Phase
 from service.settings import Settings
 from service.telemetry import configure_logging, get_logger
@@ -104,6 +105,8 @@ def serve(settings: Settings, open_model: OpenModel | None = None) -> int:
     _raise_handle_limit()
     config = uvicorn.Config(
         app,
+        http=StrictHttpProtocol,
+        loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         log_config=None,
         access_log=False,

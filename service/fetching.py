@@ -6,6 +6,7 @@ Knows no cache, no decoding and no request; answers bytes or a PictureError with
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 import time
@@ -119,14 +120,14 @@ class Fetcher:
             raise PictureError("image_url_refused", str(error)) from error
         try:
             # Waiting for a slot counts: nobody needs the picture later only because others were slow.
-            async with asyncio.timeout(self._limits.total_seconds):
-                return await self._follow(url, etag)
+            async with asyncio.timeout(self._limits.total_seconds) as limit:
+                return await self._follow(url, etag, limit)
         except TimeoutError as error:
             raise PictureError("image_timeout", "the image did not come in time") from error
 
-    async def _follow(self, url: PictureUrl, etag: str | None) -> Fetched:
+    async def _follow(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout) -> Fetched:
         for _ in range(MAX_REDIRECTS + 1):
-            hop = await self._visit(url, etag)
+            hop = await self._visit(url, etag, limit)
             if hop.fetched is not None:
                 return hop.fetched
             try:
@@ -135,7 +136,7 @@ class Fetcher:
                 raise _unreachable() from error
         raise _unreachable()
 
-    async def _visit(self, url: PictureUrl, etag: str | None) -> _Hop:
+    async def _visit(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout) -> _Hop:
         """One hop, within its host's slots; the breaker of the very host that was asked is told how it went.
 
         Hosts are told apart by name for the slots, by origin for the breaker: a wrong port or scheme in some URLs
@@ -146,6 +147,9 @@ class Fetcher:
             raise _unreachable()
         # The host's slot first: whoever waits for a slow host must not hold one of the slots of all.
         async with self._host_slot(url.host), self._slots:
+            if asyncio.get_running_loop().time() >= (limit.when() or math.inf):
+                # The slot came as the time ended: the host is not asked for what nobody waits for.
+                raise TimeoutError
             if not breaker.allow():
                 raise _unreachable()
             began = time.monotonic()

@@ -12,6 +12,7 @@ from typing import TypeVar
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
 from service.breaker import Breaker
@@ -20,6 +21,9 @@ Out = TypeVar("Out")
 
 # serving.md, Cache: after 3 failures in a row Redis is left alone for 30 s.
 FAILURES, REST_SECONDS = 3, 30.0
+
+# Made once: each connection would else look up the version in files, on the event loop.
+_DRIVER = DriverInfo()
 
 
 class RedisClient:
@@ -34,6 +38,7 @@ class RedisClient:
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
             max_connections=64,
+            driver_info=_DRIVER,
         )
 
     async def ask(self, call: Callable[[Redis], Awaitable[Out]]) -> Out | None:

@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -271,26 +273,52 @@ def _wait_until_ready(port: int) -> None:
 
 def test_without_free_file_handles_open_connections_are_served() -> None:
     """A crowd that only connects takes all of them: who is connected is answered, pictures are a warning, and once
-    the crowd was cut off, or has gone, everybody is answered again."""
-    with served("--head-seconds", "2", "--drain-seconds", "0") as own:
-        url = own.until_ready()
-        port = int(url.rpartition(":")[2])
-        with httpx.Client(base_url=url, timeout=ENOUGH_SECONDS) as kept, ExitStack() as crowd:
-            assert kept.get("/readyz").status_code == 200
-            used = len(list(Path(f"/proc/{own.process.pid}/fd").iterdir()))
-            resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
-            for _ in range(40):
-                crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
-            time.sleep(0.3)
-            body = {"product": {"title": "red shoes", "images": ["https://8.8.8.8/1.png"]}}
-            answer = kept.post("/recommend", json=body)
-            assert answer.status_code == 200
-            assert [own["code"] for own in answer.json()["warnings"]] == ["image_unreachable"]
-            # The crowd is still there; its connections send no head, and are cut off.
-            assert httpx.get(f"{url}/readyz", timeout=ENOUGH_SECONDS).status_code == 200
-        again = httpx.post(f"{url}/recommend", json={"product": {"title": "red shoes"}}, timeout=ENOUGH_SECONDS)
-        assert again.status_code == 200
-        assert own.process.poll() is None
+    the crowd was cut off, or has gone, everybody is answered again, with pictures."""
+    with _one_picture() as pictures:
+        flags = ("--head-seconds", "2", "--drain-seconds", "0", "--fetch-trusted-origins", pictures)
+        with served(*flags) as own:
+            url = own.until_ready()
+            port = int(url.rpartition(":")[2])
+            body: dict[str, Any] = {"product": {"title": "red shoes", "images": [f"{pictures}/1.png"]}}
+            with httpx.Client(base_url=url, timeout=ENOUGH_SECONDS) as kept, ExitStack() as crowd:
+                assert kept.get("/readyz").status_code == 200
+                used = len(list(Path(f"/proc/{own.process.pid}/fd").iterdir()))
+                resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
+                for _ in range(40):
+                    crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+                time.sleep(0.3)
+                answer = kept.post("/recommend", json=body)
+                assert answer.status_code == 200
+                assert [own["code"] for own in answer.json()["warnings"]] == ["image_unreachable"]
+                # The crowd is still there; its connections send no head, and are cut off.
+                _wait_until_ready(port)
+            body["product"]["images"] = [f"{pictures}/2.png"]  # what failed is not asked again for a while
+            again = httpx.post(f"{url}/recommend", json=body, timeout=ENOUGH_SECONDS)
+            assert (again.status_code, again.json()["modalities_used"]) == (200, ["title", "image"])
+            assert own.process.poll() is None
+
+
+@contextmanager
+def _one_picture() -> Iterator[str]:
+    """The origin of a server that has one picture, under every path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = picture("red")
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _serve_bundle(bundle: Path) -> Served:

@@ -1,0 +1,91 @@
+"""The serving bench's own arithmetic: what counts as answered, which round counts, which goals are reached."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.int8 import SMOKE
+from bench.open_loop import Reply
+from bench.serving import LOADS, Load, _quicker, _quicker_service, goals, milliseconds
+from bench.serving_bundle import TITLE_TOKENS, make_serving_bundle, title
+from bench.serving_labels import label_times
+from mufin.predictor import open_predictor
+
+
+def replies(seconds: list[float], status: int = 200, degraded: str = "") -> list[Reply]:
+    """Answers that took so long."""
+    return [Reply(0.0, own, status, None, degraded) for own in seconds]
+
+
+def test_percentiles_are_of_whole_answers_only() -> None:
+    """One in a hundred may fail; more make the figures worthless."""
+    good = replies([0.001 * number for number in range(1, 201)])
+    assert milliseconds(good)["p50"] == pytest.approx(100.5)
+    assert milliseconds([*good, *replies([9.0], status=429)])["p99"] < 200
+    with pytest.raises(RuntimeError, match="10 of 210"):
+        milliseconds([*good, *replies([0.001] * 10, degraded="shortlist")])
+    with pytest.raises(RuntimeError, match="0 of 0"):
+        milliseconds([])
+
+
+def test_loads_are_new_or_asked_again() -> None:
+    """New titles and pictures never repeat; the cached load goes round."""
+    fresh = list(itertools.islice(Load("x", 2, 1).bodies("http://pictures", 7), 50))
+    assert len({body["product"]["title"] for body in fresh}) == 50
+    assert len({url for body in fresh for url in body["product"]["images"]}) == 100
+    again = list(itertools.islice(Load("x", 1, 1, again=True).bodies("http://pictures", 7), 50))
+    assert len({body["product"]["title"] for body in again}) == 20
+
+
+def figures(lone: float, rate: float) -> dict[str, Any]:
+    """Of one load in one round."""
+    return {
+        "lone": {"p50": lone}, "lone_stages": {}, "per_second": rate, "cpu_ms": 2.0, "at_70_percent": {},
+        "p99_over_p50": lone,
+    }  # fmt: skip
+
+
+def test_of_two_rounds_the_quicker_counts() -> None:
+    """For the floor as for the service, lone and saturated apart: else a busy moment would favour one of them."""
+    floor = _quicker(
+        [
+            {"title": {"lone_ms": 5.0, "lone_cpu_ms": 5.0, "best_per_second": 200.0}},
+            {"title": {"lone_ms": 6.0, "lone_cpu_ms": 6.0, "best_per_second": 300.0}},
+        ]
+    )
+    assert floor["title"] == {"lone_ms": 5.0, "lone_cpu_ms": 5.0, "best_per_second": 300.0}
+    own = _quicker_service([{"title": figures(5.0, 200.0), "mib": 7}, {"title": figures(6.0, 300.0), "mib": 5}])
+    assert own["title"]["lone"] == {"p50": 5.0} and own["title"]["per_second"] == 300.0 and own["mib"] == 5
+
+
+def test_goals_say_what_is_missed() -> None:
+    """Limits from above and from below."""
+    names = [load.name for load in LOADS]
+    floor = {name: {"lone_ms": 5.0, "best_per_second": 200.0, "best_cpu_ms": 1.8} for name in names}
+    found = {
+        "floor": floor, "service": {name: figures(5.4, 190.0) for name in names},
+        "reference": {name: {"per_second": 30.0} for name in names},
+        "labels": {"large": {"labels": 300_000, "ms": 1.0}, "small": {"ms": 0.4}},
+    }  # fmt: skip
+    rows = {row[0]: row[3] for row in goals(found)}
+    assert rows["lone p50 ÷ floor, title"] and rows["saturated ÷ floor's best, title"]
+    assert rows["CPU added, ms a request, title"]
+    assert not rows["p99 ÷ p50 at 70 % load, title"]
+    assert rows["throughput ÷ plain reference, title"]
+    assert not rows["throughput ÷ plain reference, 5 images, cached"]
+    assert not rows["the same ÷ that of 10,000 labels"]
+
+
+def test_the_bundle_is_one_that_the_service_opens(tmp_path: Path) -> None:
+    """Verified in full, golden items replayed, titles of as many tokens as the floor's."""
+    bundle = make_serving_bundle(tmp_path / "bundle", 400, SMOKE)
+    predictor = open_predictor(bundle)
+    assert predictor.replay_golden().passed
+    tokens = predictor.tokenizer.encode([title(number) for number in range(5)])
+    assert tokens.mask.sum(axis=1).tolist() == [TITLE_TOKENS] * 5
+    assert predictor.tokenizer.known_tokens([title(3)]) == [(TITLE_TOKENS - 2, 0)]
+    assert label_times(bundle)["recall"] == 1.0
