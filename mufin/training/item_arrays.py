@@ -31,7 +31,7 @@ from mufin.inputs import (
     decode_image,
     normalise_title,
 )
-from mufin.training.disk import allocate
+from mufin.training.disk import allocate, atomic_write
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, of how many."""
@@ -203,7 +203,8 @@ def _decode_all(
         json.dumps([str(catalogue.folder.resolve()), side, _stamps(catalogue, names)]).encode()
     ).hexdigest()
     path, marker = (folder / f"pixels-{identity[:16]}{suffix}" for suffix in (".npy", ".json"))
-    if marker.is_file() and json.loads(marker.read_text()) == identity:
+    whole = json.dumps(identity)
+    if marker.is_file() and marker.read_text() == whole:
         return _read_pixels(path, names)
     marker.unlink(missing_ok=True)
     if not names:
@@ -223,7 +224,7 @@ def _decode_all(
                 pixels[row] = decoded
                 progress("decoding images", row + 1, len(names))
         pixels.flush()
-    marker.write_text(json.dumps(identity))
+    atomic_write(marker, lambda path: path.write_text(whole))
     return _read_pixels(path, names)
 
 

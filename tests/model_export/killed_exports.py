@@ -29,7 +29,7 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "graphs": (export, "export_graphs", 1),
     "first-block": (label_blocks, "write_block", 1),
     "third-block": (label_blocks, "write_block", 3),
-    "block-not-renamed": (os, "fsync", 2),
+    "block-not-renamed": (Path, "rename", 2),
     "records": (encoded_labels, "read_block", 2),
     "titles": (export, "write_labels", 1),
     "golden": (export, "write_golden", 1),

@@ -101,3 +101,21 @@ def test_images_shared_by_items_are_stored_and_encoded_once(tmp_path: Path) -> N
     assert products.image_count == len({name for p in catalogue.products for name in p.images[:1]})
     batch = products.batch(np.array([0, 0, 1]))
     assert len(batch.image) == 2 and batch.image_index[:2].tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("left", ["", '"0123'])
+def test_pictures_whose_marker_a_kill_cut_off_are_decoded_anew(tmp_path: Path, left: str) -> None:
+    """A marker that is not whole says that the pictures beside it may not be either."""
+    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "own", 4, with_labels=False))
+    tokenizer = TitleTokenizer(train_wordpiece(["mug"], 50), 8)
+
+    def pixels() -> np.ndarray:
+        spec = InputSpec(16, 0.5, 0.5, 8, 1)
+        return np.array(prepare(catalogue, spec, tokenizer, tmp_path / "c", lambda *_: None)[0].pixels)
+
+    whole = pixels()
+    (stored,), (marker,) = (tmp_path / "c").glob("pixels-*.npy"), (tmp_path / "c").glob("pixels-*.json")
+    np.save(stored, np.zeros_like(whole))
+    assert not pixels().any(), "what a whole marker vouches for is reused"
+    marker.write_text(left)
+    assert np.array_equal(pixels(), whole)
