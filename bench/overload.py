@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,15 @@ from typing import Any
 import numpy as np
 
 from bench.open_loop import Connections, Reply, closed_loop, open_loop
-from bench.served import ServiceProcess, machine, picture_server, products, service_process
+from bench.served import (
+    ServiceProcess,
+    add_result_options,
+    machine,
+    picture_server,
+    products,
+    service_process,
+    write_results,
+)  # fmt: skip
 from tests.bundle_factory import make_tiny_bundle
 
 DEADLINE_SECONDS = 0.8
@@ -185,16 +192,12 @@ async def run(sizes: Sizes) -> dict[str, Any]:
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path)
+    add_result_options(parser)
     parser.add_argument("--smoke", action="store_true", help="a few seconds: whether it runs")
     options = parser.parse_args()
     facts = machine()
     found = {**facts, "encoder_ms": ENCODER_MILLISECONDS, **asyncio.run(run(SMOKE if options.smoke else Sizes()))}
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot(found, options.plot)
+    write_results(found, options, plot)
     return 0
 
 

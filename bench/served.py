@@ -5,6 +5,7 @@ Knows no measurement.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import itertools
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,22 @@ def products(origin: str, first: int = 0) -> Iterator[dict[str, Any]]:
     for number in itertools.count(first):
         title = f"{colours[number % 5]} {kinds[number // 5 % 4]} number {number}"
         yield {"product": {"title": title, "images": [f"{origin}/{number}.jpg"]}, "k": 10}
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """--out and --plot."""
+    parser.add_argument("--out", type=Path, metavar="JSON", help="write all figures there")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw them there")
+
+
+def write_results(
+    found: dict[str, Any], options: argparse.Namespace, plot: Callable[[dict[str, Any], Path], None]
+) -> None:
+    """What ``add_result_options`` was asked for."""
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot(found, options.plot)
 
 
 def machine() -> dict[str, Any]:

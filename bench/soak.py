@@ -28,7 +28,15 @@ import numpy as np
 
 from bench.open_loop import Connections, Reply, closed_loop
 from bench.overload import CLIENTS, ENCODER_MILLISECONDS
-from bench.served import ServiceProcess, machine, picture_server, products, service_process
+from bench.served import (
+    ServiceProcess,
+    add_result_options,
+    machine,
+    picture_server,
+    products,
+    service_process,
+    write_results,
+)  # fmt: skip
 from tests.bundle_factory import make_tiny_bundle
 from tests.service.redis_process import redis_process
 
@@ -248,17 +256,13 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path)
+    add_result_options(parser)
     parser.add_argument("--smoke", action="store_true", help="ten seconds: whether it runs")
     options = parser.parse_args()
     facts = machine()
     found = {**facts, **asyncio.run(run(1 / 6 if options.smoke else options.minutes))}
     print(json.dumps({name: found[name] for name in ("requests", "outcomes", "slopes_per_minute")}, indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot(found, options.plot)
+    write_results(found, options, plot)
     return 0
 
 

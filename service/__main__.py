@@ -106,7 +106,7 @@ def serve(settings: Settings, open_model: OpenModel | None = None) -> int:
     config = uvicorn.Config(
         app,
         http=StrictHttpProtocol,
-        loop="auto" if sys.platform == "win32" else "uvloop",
+        loop="uvloop",
         ws="none",
         log_config=None,
         access_log=False,

@@ -16,16 +16,22 @@ _VERSIONS = ("1.0", "1.1")
 class StrictHttpProtocol(HttpToolsProtocol):
     """What breaks a rule is answered 400 in plain text, and its connection closed."""
 
+    _heads = 0
+    """That began on this connection"""
     _in_head = False
     _head_bytes = 0
     """Of lines that are whole"""
     _received_bytes = 0
-    """Since the head began, whatever they belong to"""
+    """Of the head, behind the packet that it began in"""
 
     def data_received(self, data: bytes) -> None:
-        """As it comes. A line that never ends is not handed on by llhttp, so received bytes are counted, too."""
+        """As it comes. A line that never ends is not handed on by llhttp, so received bytes are counted, too.
+
+        Not those of the packet that a head begins in: most of them may be the body of the request before it.
+        """
+        continued = self._heads if self._in_head else None
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._in_head and self._heads == continued and not self.transport.is_closing():
             self._received_bytes += len(data)
             if self._received_bytes > MOST_HEAD_BYTES:
                 self.send_400_response("Invalid HTTP request received.")
@@ -33,6 +39,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
+        self._heads += 1
         self._in_head, self._head_bytes, self._received_bytes = True, 0, 0
 
     def on_url(self, url: bytes) -> None:

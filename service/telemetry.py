@@ -5,6 +5,7 @@ Knows neither titles nor URLs, so that none can reach a log or a label.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -140,7 +141,7 @@ class Metrics:
         )
         self.breaker_open = Gauge(
             "mufin_breaker_open",
-            "What is left alone for now because it failed: redis 0 or 1, picture_hosts how many.",
+            "Open breakers: redis 0 or 1, picture_hosts how many.",
             ("name",),
             registry=self.registry,
         )
@@ -227,7 +228,10 @@ def configure_logging(level: str) -> None:
 
 
 def _json(event: Any, default: Callable[[Any], Any] | None = None) -> str:
-    return orjson.dumps(event, default=default).decode()
+    try:
+        return orjson.dumps(event, default=default).decode()
+    except TypeError:  # half a surrogate pair, an integer of more than 64 bits: no reason to lose the line
+        return json.dumps(event, default=default)
 
 
 Logger = structlog.stdlib.BoundLogger

@@ -73,6 +73,9 @@ def nested(before: str, open_: str, depth: int, after: str = "") -> list[bytes]:
 
 INVALID = "422 invalid_request"
 PIPELINED = b"".join([head(GOOD, JSON_TYPE) + GOOD] * 99 + post(GOOD))
+BODY_OF_64_KB = GOOD + b" " * (64_000 - len(GOOD))
+LONG_HEAD = post(GOOD, "X-Note: " + "x" * 30_000)[0]
+BEGUN = [head(BODY_OF_64_KB, JSON_TYPE), BODY_OF_64_KB + LONG_HEAD[:20], LONG_HEAD[20:20_000], LONG_HEAD[20_000:]]
 
 TITLES: Sequence[Case] = (
     Case("bidirectional overrides", title("\u202ered\u202c \u2067running\u2069 shoes"), "200"),
@@ -192,6 +195,7 @@ FIELDS: Sequence[Case] = (
 
 HTTP: Sequence[Case] = (
     Case("100 requests at once on one connection", [PIPELINED], "200 x 100"),
+    Case("a long body and the next head's beginning in one packet", BEGUN, "200 x 2", 0.3),
     Case("a good one, then garbage", [head(GOOD, JSON_TYPE) + GOOD + b"\0\1\2\r\n\r\n"], "400"),
     Case("a good one, then its end of the connection closed: the client has gone", [head(GOOD, JSON_TYPE) + GOOD],
          "nothing", ends=True),

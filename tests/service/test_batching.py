@@ -109,6 +109,7 @@ async def test_the_queue_keeps_no_stage_in_which_nothing_waits() -> None:
     await asyncio.gather(gone, return_exceptions=True)
     del stage, gate, first, gone
     await eventually(lambda: left() is None)
+    assert left() is None
     await queue.aclose()
 
 

@@ -248,6 +248,7 @@ async def test_a_handshake_that_is_given_up_leaves_no_socket(authority: Authorit
         await asyncio.gather(task, return_exceptions=True)
         async with asyncio.timeout(ENOUGH_SECONDS):
             await hung_up.wait()
+        assert hung_up.is_set()
         await fetcher.aclose()
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
+from typing import Any
+
+import pytest
 
 from service.log_writer import LogWriter
 
@@ -63,3 +69,15 @@ def test_a_full_disk_costs_its_line_only() -> None:
         writer.write(line)
     writer.close()
     assert out.lines == ["b\n"]
+
+
+@pytest.mark.parametrize(
+    "value", ["half a pair: \ud800", 1 << 70, ["\udfff", 1]], ids=["surrogate", "number", "within"]
+)
+def test_a_line_that_is_no_plain_json_is_written_all_the_same(capfd: pytest.CaptureFixture[str], value: Any) -> None:
+    """What came from outside costs neither the line nor the request that it tells of."""
+    code = "import json, sys; from service.telemetry import configure_logging, get_logger\n"
+    code += "configure_logging('info'); get_logger().info('odd', value=json.loads(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, json.dumps(value)], check=True)
+    line = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (line["event"], line["value"]) == ("odd", value)
