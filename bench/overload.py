@@ -31,7 +31,7 @@ from bench.served import (
     products,
     service_process,
     write_results,
-)  # fmt: skip
+)
 from tests.bundle_factory import make_tiny_bundle
 
 DEADLINE_SECONDS = 0.8

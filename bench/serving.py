@@ -41,7 +41,7 @@ from bench.served import (
     picture_server,
     service_process,
     write_results,
-)  # fmt: skip
+)
 from bench.serving_bundle import TITLE_TOKENS, make_serving_bundle, title
 from tests.service.redis_process import free_port
 
@@ -71,8 +71,11 @@ class Load:
 
 
 LOADS = (
-    Load("title", 0, 24), Load("1 image", 1, 6), Load("5 images", 5, 3), Load("5 images, cached", 5, 24, again=True)
-)  # fmt: skip
+    Load("title", 0, 24),
+    Load("1 image", 1, 6),
+    Load("5 images", 5, 3),
+    Load("5 images, cached", 5, 24, again=True),
+)
 
 
 def milliseconds(replies: Sequence[Reply]) -> dict[str, float]:

@@ -36,7 +36,7 @@ from bench.served import (
     products,
     service_process,
     write_results,
-)  # fmt: skip
+)
 from tests.bundle_factory import make_tiny_bundle
 from tests.service.redis_process import redis_process
 
