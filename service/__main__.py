@@ -27,8 +27,9 @@ from service.connections import ConnectionWatch
 from service.errors import SettingsError
 from service.http_protocol import StrictHttpProtocol
 from service.lifecycle import Phase
-from service.settings import Settings
+from service.settings import Settings, traces_wanted
 from service.telemetry import configure_logging, get_logger
+from service.tracing import start_tracing, stop_tracing
 
 # A look at all connections every so many ticks of a tenth of a second.
 _WATCH_TICKS = 5
@@ -96,6 +97,7 @@ def serve(settings: Settings, open_model: OpenModel | None = None) -> int:
     """Serve until a signal; returns the exit code: 0 after a clean end, 1 when the start failed."""
     configure_logging(settings.log_level)
     try:
+        tracing = traces_wanted()
         app = create_app(settings, open_model or partial(open_from_disk, device=settings.device), _freeze)
         sockets = [_listen(settings.host, port) for port in (settings.port, settings.admin_port) if port is not None]
     except SettingsError as error:
@@ -121,7 +123,10 @@ def serve(settings: Settings, open_model: OpenModel | None = None) -> int:
     server = DrainingServer(config, app, settings.drain_seconds, watch)
     address = sockets[0].getsockname()
     get_logger().info("listening", host=address[0], port=address[1], admin_port=settings.admin_port)
+    if tracing:
+        start_tracing()
     server.run(sockets=sockets)
+    stop_tracing()
     lifecycle = lifecycle_of(app)
     return _refuse(lifecycle.failure) if lifecycle.failure else 0
 

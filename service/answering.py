@@ -31,7 +31,7 @@ from service.rate_limit import Rate
 from service.recommender import Deadline, Outcome, Recommender
 from service.schemas import RecommendRequest
 from service.security import ApiKey, Scope, read_body, require_json
-from service.telemetry import get_logger
+from service.telemetry import get_logger, is_sampled, log_answer
 
 Out = TypeVar("Out")
 
@@ -80,7 +80,7 @@ class Answering:
             recommender = self._parts.recommender(endpoint)
             wanted = parse(RecommendRequest, await self._body(request, deadline))
             outcome = await _until_hung_up(request, recommender.recommend(wanted, deadline))
-        self._record(endpoint, outcome)
+        self._record(endpoint, outcome, request.state.request_id)
         facts = _log_facts(request)
         facts.update(stage=outcome.answer["stage"], results=len(outcome.answer["results"]))
         if outcome.degraded:
@@ -103,14 +103,16 @@ class Answering:
                 detail = f"{images} images in all items, allowed are {settings.max_batch_images}"
                 raise InvalidRequest("the batch has too many images", [Fault("/items", "too_many_images", detail)])
             request_id = request.state.request_id
-            work = asyncio.gather(*(self._item(recommender, endpoint, own, deadline, request_id) for own in wanted))
+            work = asyncio.gather(
+                *(self._item(recommender, endpoint, own, deadline, request_id, n) for n, own in enumerate(wanted))
+            )
             answers = await _until_hung_up(request, _awaited(work))
         _log_facts(request).update(items=len(answers), failed=sum(own["status"] != 200 for own in answers))
         return _json({"items": answers})
 
     async def _item(
         self, recommender: Recommender, endpoint: Endpoint, wanted: RecommendRequest | InvalidRequest, deadline: Deadline,
-        request_id: str,
+        request_id: str, item: int,
     ) -> dict[str, Any]:  # fmt: skip
         """One item's answer or problem: a bad product never fails its neighbours."""
         try:
@@ -122,7 +124,7 @@ class Answering:
                 get_logger().error("defect", request_id=request_id, exc_info=error)
             self.note_refusal(error)
             return {"status": reply_to(error).status, "problem": problem_values(error, request_id)}
-        self._record(endpoint, outcome)
+        self._record(endpoint, outcome, request_id, item)
         return {"status": 200, "answer": outcome.answer}
 
     def note_refusal(self, error: Exception) -> None:
@@ -130,8 +132,10 @@ class Answering:
         if isinstance(error, Shed):
             self._parts.metrics.shed.labels(error.reason).inc()
 
-    def _record(self, endpoint: Endpoint, outcome: Outcome) -> None:
+    def _record(self, endpoint: Endpoint, outcome: Outcome, request_id: str, item: int | None = None) -> None:
         metrics = self._parts.metrics
+        if is_sampled(request_id, self._parts.settings.event_share):
+            log_answer(endpoint, outcome.answer, request_id, item)
         metrics.observe_answer(endpoint, outcome.answer, outcome.title_tokens)
         for step, seconds in outcome.timings.seconds.items():
             metrics.stage_seconds.labels(step).observe(seconds)

@@ -22,6 +22,7 @@ from service.breaker import BreakerGroup
 from service.dialling import HeadAllowance, Lookups, PublicBackend, Resolve, TrustedBackend, limited_head
 from service.errors import PictureError
 from service.picture_urls import PictureUrl, UrlPolicy, UrlRefused, check_url, redirect_url
+from service.tracing import outgoing_headers
 
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -200,6 +201,8 @@ class Fetcher:
         ]
         if etag is not None:
             headers.append(("If-None-Match", etag))
+        if url.trusted:
+            headers.extend(outgoing_headers().items())  # others are not told that we trace
         pool = self._trusted if url.trusted else self._public
         # In pieces: httpcore's own reading of a URL loses what stands behind a semicolon.
         address = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)

@@ -15,10 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.lifecycle import Lifecycle, Phase
 from service.problems import problem_response, status_response
 from service.telemetry import Metrics, get_logger
+from service.tracing import RequestSpan
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ADMIN_PATHS = frozenset({"/metrics", "/bundles"})
 _PROBES = frozenset({"/livez", "/readyz", "/startupz"})
+_QUIET_PATHS = _PROBES | {"/metrics"}
 
 
 class RequestMiddleware:
@@ -38,6 +40,7 @@ class RequestMiddleware:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         began, status = time.perf_counter(), 0
+        span = RequestSpan(scope["headers"], quiet=scope["path"] in _QUIET_PATHS)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -55,11 +58,11 @@ class RequestMiddleware:
             else:
                 await self._app(scope, receive, send_marked)
         except Exception as error:
-            get_logger().error("defect", request_id=request_id, exc_info=error)
+            get_logger().error("defect", request_id=request_id, **_trace(span), exc_info=error)
             if status == 0:
                 await problem_response(error, request_id)(scope, receive, send_marked)
         finally:
-            self._record(scope, request_id, status or 499, time.perf_counter() - began)
+            self._record(scope, request_id, status or 499, time.perf_counter() - began, span)
 
     def _is_on_wrong_port(self, scope: Scope) -> bool:
         server = scope.get("server")
@@ -67,15 +70,17 @@ class RequestMiddleware:
             return False
         return bool((server[1] == self._admin_port) != (scope["path"] in ADMIN_PATHS))
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float, span: RequestSpan) -> None:
         route = self._route(scope)
+        span.end(scope["method"], route, status, request_id)
         self._metrics.request_seconds.labels(route, str(status)).observe(seconds)
         log = get_logger()
-        say = log.debug if route in _PROBES or route == "/metrics" else log.info
+        say = log.debug if route in _QUIET_PATHS else log.info
         facts = scope["state"].get("log", {})
         say(
             "request",
             request_id=request_id,
+            **_trace(span),
             method=scope["method"],
             route=route,
             status=status,
@@ -89,6 +94,10 @@ class RequestMiddleware:
             if route.matches(scope)[0] is not Match.NONE:
                 return route.path
         return "other"
+
+
+def _trace(span: RequestSpan) -> dict[str, str]:
+    return {} if span.trace_id is None else {"trace_id": span.trace_id}
 
 
 def _request_id(scope: Scope) -> str:

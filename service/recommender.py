@@ -23,6 +23,7 @@ from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
 from service.ranking import Finished, FinishJob, Ranker, Rules, Selection, ShortlistJob
 from service.schemas import RecommendRequest
 from service.telemetry import Timings
+from service.tracing import span
 from service.vectors import CacheOutcome, ImageOutcome, Vectors, usable_title
 
 # Of the time that is left, the share that images may use at most when the reserve would take more.
@@ -121,7 +122,8 @@ class Recommender:
         try:
             async with asyncio.timeout(deadline.remaining()):
                 title = usable_title(request.product.title)
-                known = await self._vectors.known(title, images)
+                with span("cache"):
+                    known = await self._vectors.known(title, images)
                 work = {**self._vectors.work(title, images, known), **self._ranker.work()}
                 with self._queue.admit(work, deadline.remaining()) as ticket:
                     prepared = await self._prepare(request, images, known, ticket, deadline, timings)
@@ -200,7 +202,7 @@ class Recommender:
         stacked = np.stack(vectors) if vectors else np.zeros((0, self._model.dimension), dtype=np.float32)
         rules = Rules(request.k, request.product.id, request.exclude, request.plain_filter())
         shortlist = ShortlistJob(stacked, prepared.title, rules, usable_title(request.product.title))
-        with timings.step("shortlist"):
+        with timings.step("shortlist"), span("shortlist"):
             found = await self._ranker.shortlist(shortlist)
         slots = prepared.slots() if request.explain else None
         selection = Selection(request.k, request.min_probability, request.diversity, self._distinct_words, slots)
@@ -212,7 +214,7 @@ class Recommender:
             return await self._ranker.finish(job)
         try:
             async with asyncio.timeout(left):
-                with timings.step("rerank"):
+                with timings.step("rerank"), span("rerank"):
                     finished = await self._ranker.rerank(job)
         except TimeoutError:
             return await self._ranker.finish(job)

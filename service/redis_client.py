@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from opentelemetry.trace import SpanKind
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -16,6 +17,7 @@ from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
 from service.breaker import Breaker
+from service.tracing import span
 
 Out = TypeVar("Out")
 
@@ -46,8 +48,9 @@ class RedisClient:
         if not self.breaker.allow():
             return None
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                answer = await call(self._redis)
+            with span("redis", SpanKind.CLIENT):
+                async with asyncio.timeout(self._timeout_seconds):
+                    answer = await call(self._redis)
         except (RedisError, OSError, TimeoutError, ValueError, UnicodeError):
             self.breaker.failed()
             return None

@@ -6,6 +6,7 @@ The only place of the service that reads the environment; knows no bundle and op
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -168,6 +169,8 @@ class Settings(BaseSettings):
     """Origins whose pages may call from a browser, comma separated: https://shop.example; * for all; empty: none."""
 
     # Saying what happens
+    event_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of answers that are logged as a line of their own (bundle_id, label ids, probabilities), to evaluate offline."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged; titles and URLs are never logged above debug."""
 
@@ -237,6 +240,24 @@ class Settings(BaseSettings):
         if not entries and self.api_keys_file is not None:
             raise SettingsError(f"api_keys_file {self.api_keys_file} holds no key: add one, or unset it to serve all")
         return entries
+
+
+def traces_wanted() -> bool:
+    """Whether OpenTelemetry's own variables name a collector. Raises SettingsError for a protocol that is not spoken."""
+    own = os.environ
+    endpoint = own.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or own.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    off = own.get("OTEL_SDK_DISABLED", "").lower() == "true" or own.get("OTEL_TRACES_EXPORTER", "") == "none"
+    if not endpoint or off:
+        return False
+    protocol = own.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or own.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol not in (None, "", "http/protobuf"):
+        remedy = "set it to http/protobuf, and the endpoint to the collector's HTTP port (usually 4318)"
+        raise SettingsError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, spoken is http/protobuf: {remedy}")
+    if not endpoint.startswith(("http://", "https://")):
+        raise SettingsError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT must begin with http:// or https://, like http://collector:4318"
+        )
+    return True
 
 
 def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -232,6 +233,24 @@ def _json(event: Any, default: Callable[[Any], Any] | None = None) -> str:
         return orjson.dumps(event, default=default).decode()
     except TypeError:  # half a surrogate pair, an integer of more than 64 bits: no reason to lose the line
         return json.dumps(event, default=default)
+
+
+def is_sampled(request_id: str, share: float) -> bool:
+    """Whether the answers of this request belong to the share that is logged; the same in every process."""
+    return share > 0 and zlib.crc32(request_id.encode()) < share * 2**32
+
+
+def log_answer(endpoint: str, answer: Mapping[str, Any], request_id: str, item: int | None) -> None:
+    """One line an answer for evaluation offline: what was shown, best first. No titles, no URLs.
+
+    ``item``: place in a batch.
+    """
+    results = answer["results"]
+    get_logger().info(
+        "answer", request_id=request_id, **({} if item is None else {"item": item}), endpoint=endpoint, bundle_id=answer["bundle"]["id"], stage=answer["stage"],
+        modalities=answer["modalities_used"], labels=[own["id"] for own in results],
+        probabilities=[own["probability"] for own in results],
+    )  # fmt: skip
 
 
 Logger = structlog.stdlib.BoundLogger

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+from opentelemetry.trace import SpanKind
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
 from service.batching import BatchQueue, Padding, Stage
@@ -23,6 +24,7 @@ from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
 from service.errors import PictureCode, PictureError
 from service.fetching import Fetcher, require_image
+from service.tracing import span
 
 CacheOutcome = Literal["hit", "miss"]
 
@@ -163,7 +165,8 @@ class Vectors:
 
         async def encode() -> bytes:
             nonlocal tokens
-            vector, tokens = await self._queue.submit(self._titles, title)
+            with span("encode", modality="title"):
+                vector, tokens = await self._queue.submit(self._titles, title)
             return self._keep(key, vector)
 
         packed = await self._flights.run(key, encode)
@@ -231,7 +234,8 @@ class Vectors:
         """Bytes of a URL, or its known hash when the server says that nothing changed."""
         etag = entry.etag if entry is not None and entry.content_hash is not None else None
         try:
-            fetched = await self._fetcher.fetch(url, etag)
+            with span("fetch", SpanKind.CLIENT):
+                fetched = await self._fetcher.fetch(url, etag)
         except PictureError as error:
             self._remember(url, _UrlEntry(None, None, time.time(), error))
             raise
@@ -248,9 +252,11 @@ class Vectors:
 
         async def encode() -> bytes:
             began = time.perf_counter()
-            pixels = await self._decoder.decode(content, self._encoder.input_spec.image_side_pixels)
+            with span("decode"):
+                pixels = await self._decoder.decode(content, self._encoder.input_spec.image_side_pixels)
             decoded = time.perf_counter()
-            vector = await self._queue.submit(self._images, pixels)
+            with span("encode", modality="image"):
+                vector = await self._queue.submit(self._images, pixels)
             seconds.update(decode=decoded - began, encode=time.perf_counter() - decoded)
             return self._keep(key, vector)
 

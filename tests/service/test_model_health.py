@@ -6,9 +6,12 @@ import base64
 from pathlib import Path
 
 import httpx
+import pytest
+from structlog.testing import capture_logs
 
 from service.bundles import open_from_disk
 from service.redis_client import FAILURES
+from service.telemetry import is_sampled
 from tests.bundle_factory import make_tiny_bundle, picture
 from tests.service.redis_process import free_port
 from tests.service.serving import running
@@ -68,3 +71,36 @@ async def test_breakers_are_shown() -> None:
         assert await value(client, 'mufin_breaker_open{name="picture_hosts"}') == 2.0
     async with running() as (client, _):
         assert await value(client, 'mufin_breaker_open{name="redis"}') is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+async def test_a_share_of_the_answers_is_logged_for_evaluation(share: float) -> None:
+    """The same requests in every process: which labels, how probable, by which bundle; no title."""
+    body = {"product": {"title": "red leather handbag"}, "k": 2}
+    ids = [f"request-{number}" for number in range(40)]
+    async with running(event_share=share) as (client, _):
+        with capture_logs() as logs:
+            answers = [
+                (await client.post("/recommend", json=body, headers={"X-Request-ID": own})).json() for own in ids
+            ]
+    events = [line for line in logs if line["event"] == "answer"]
+    assert [line["request_id"] for line in events] == [own for own in ids if is_sampled(own, share)]
+    assert {0.0: len(events) == 0, 0.3: 4 < len(events) < 22, 1.0: len(events) == 40}[share]
+    for line in events:
+        answer = answers[ids.index(line["request_id"])]
+        assert line["labels"] == [own["id"] for own in answer["results"]] and len(line["labels"]) == 2
+        assert line["probabilities"] == [own["probability"] for own in answer["results"]]
+        assert (line["bundle_id"], line["endpoint"], line["stage"]) == (answer["bundle"]["id"], "recommend", "reranked")
+        assert line["modalities"] == ["title"]
+    assert "handbag" not in str(logs)
+
+
+async def test_answers_of_a_batch_are_logged_with_their_places() -> None:
+    """What failed has none."""
+    items = [{"product": {"title": "red shoes"}}, {"product": {}}, {"product": {"title": "blue hat"}}]
+    async with running(event_share=1.0) as (client, _):
+        with capture_logs() as logs:
+            assert (await client.post("/bid-queries/batch", json={"items": items})).status_code == 200
+    events = [line for line in logs if line["event"] == "answer"]
+    assert sorted(line["item"] for line in events) == [0, 2]
+    assert {line["endpoint"] for line in events} == {"bid-queries"}
