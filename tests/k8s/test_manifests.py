@@ -154,6 +154,22 @@ def test_every_component_builds_on_the_base(component: str, tmp_path: Path) -> N
     assert build(overlay) != build(ROOT / "k8s" / "base")
 
 
+def test_traces_leave_only_where_the_component_opens_the_way(tmp_path: Path) -> None:
+    """Named in the settings and opened in the network, or neither."""
+    folder = tmp_path / "k8s"
+    shutil.copytree(ROOT / "k8s", folder)
+    overlay = folder / "overlays" / "traced"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text("resources: [../../base]\ncomponents: [../../components/tracing]\n")
+
+    def traced(documents: list[dict[str, Any]]) -> tuple[bool, bool]:
+        ports = [port["port"] for rule in one(documents, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+        return "OTEL_EXPORTER_OTLP_ENDPOINT" in one(documents, "ConfigMap")["data"], 4318 in ports
+
+    assert traced(build(ROOT / "k8s" / "base")) == (False, False)
+    assert traced(build(overlay)) == (True, True)
+
+
 def test_compose_is_hardened_and_waits_for_health() -> None:
     """Every service without rights, with memory and process limits; the service waits for what it needs."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
