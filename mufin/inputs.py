@@ -90,6 +90,8 @@ class TokenBatch:
 
 def normalise_title(title: str) -> str:
     """NFKC, control and format characters out, white space collapsed; what is hashed and tokenised."""
+    if title.isascii() and title.isprintable():  # nothing to take out, and the most frequent case
+        return " ".join(title.split())
     text = unicodedata.normalize("NFKC", title)
     kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     return " ".join("".join(kept).split())

@@ -189,16 +189,25 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
 
 async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Out:
     """The work's result; when nobody waits for it any more it is cancelled. Raises ClientGone."""
-    task = asyncio.ensure_future(work)
+    own, working = asyncio.current_task(), True
+    assert own is not None
+
+    def cut(done: asyncio.Future[None]) -> None:
+        if working and not done.cancelled():
+            own.cancel()
+
     watcher = asyncio.ensure_future(_hung_up(request))
+    watcher.add_done_callback(cut)
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client hung up")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watcher.done() and not watcher.cancelled():
+            own.uncancel()
+            raise ClientGone("the client hung up") from None
+        raise
     finally:
+        working = False
         watcher.cancel()
-        task.cancel()
 
 
 async def _hung_up(request: Request) -> None:

@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mufin.errors import MufinError
 from service.answering import Answering
@@ -25,7 +26,7 @@ from service.bundles import Endpoint, OpenModel, open_from_disk
 from service.documents import DOCS_PAGE, STATIC_FOLDER, admin_operation, complete, operation, probe_operation
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
-from service.middleware import RequestMiddleware
+from service.middleware import DirectAnswers, RequestMiddleware
 from service.parts import Parts, build
 from service.problems import problem_response, status_response
 from service.schemas import BatchAnswer, BatchRequest, RecommendAnswer, RecommendRequest
@@ -68,17 +69,18 @@ def create_app(
     _add_admin(app, parts, answering)
     _add_documents(app, parts)
     _add_problems(app, answering)
+    inner: ASGIApp = DirectAnswers(app.build_middleware_stack(), _answers(answering), answering.note_refusal)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
+        inner = CORSMiddleware(
+            inner,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=_CORS_REQUEST_HEADERS,
             expose_headers=_CORS_ANSWER_HEADERS,
             allow_credentials=False,
         )
-    app.add_middleware(
-        RequestMiddleware,
+    app.middleware_stack = RequestMiddleware(
+        inner,
         lifecycle=parts.lifecycle,
         metrics=parts.metrics,
         routes=[route for route in app.routes if isinstance(route, Route)],
@@ -132,12 +134,19 @@ async def _open_and_watch(parts: Parts, open_model: OpenModel, settle: Callable[
         await parts.served.watch(settings.bundle_poll_seconds, settings.block_poll_seconds)
 
 
+def _answers(answering: Answering) -> dict[str, Handler]:
+    """By path."""
+    single = {f"/{endpoint}": _bound(answering.one, endpoint) for endpoint in _ENDPOINTS}
+    return single | {f"/{endpoint}/batch": _bound(answering.batch, endpoint) for endpoint in _ENDPOINTS}
+
+
 def _add_answers(app: FastAPI, answering: Answering) -> None:
+    handlers = _answers(answering)
     for endpoint, summary in _ENDPOINTS.items():
         single = operation(RecommendAnswer, RecommendRequest, summary)
-        _post(app, f"/{endpoint}", _bound(answering.one, endpoint), single)
+        _post(app, f"/{endpoint}", handlers[f"/{endpoint}"], single)
         batch = operation(BatchAnswer, BatchRequest, summary + ", several at once")
-        _post(app, f"/{endpoint}/batch", _bound(answering.batch, endpoint), batch)
+        _post(app, f"/{endpoint}/batch", handlers[f"/{endpoint}/batch"], batch)
 
 
 def _bound(answer: Callable[[Request, Endpoint], Awaitable[Response]], endpoint: Endpoint) -> Handler:

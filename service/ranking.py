@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,18 @@ class FinishJob:
     selection: Selection
 
 
+@dataclass(slots=True)
+class RankJob:
+    """One product on its way through index and reranking, which are one call: each way to a worker and back costs."""
+
+    product: ShortlistJob
+    selection: Selection
+    found: Shortlisted | None = None
+    """Set on the worker as soon as it is known: the answer's substance when reranking is cut."""
+    found_at: float = 0.0
+    """Of time.perf_counter()"""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """What the answer says."""
@@ -96,24 +109,24 @@ class Ranker:
         # Apart from this object: were they its own methods, it and its stages would hold each other.
         self._calls = calls = _Calls(model)
         self._queue = queue
-        self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=2, bounded=False)
-        self._rerank = queue.stage("rerank", calls.rerank, max_batch, step=3, bounded=False)
+        self._rank = queue.stage("rank", calls.rank, max_batch, step=2, bounded=False)
+        self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=3, bounded=False)
 
     def work(self) -> dict[Stage[Any, Any], int]:
         """Items that every product brings to the queue."""
-        return {self._shortlist: 1, self._rerank: 1}
+        return {self._rank: 1}
 
     def block(self, labels: Int64Array) -> None:
         """Labels that nobody gets from now on, whatever was blocked before."""
         self._calls.block(labels)
 
-    async def shortlist(self, job: ShortlistJob) -> Shortlisted:
-        """Bag and nearest labels of one product, after its rules."""
-        return await self._queue.submit(self._shortlist, job)
+    async def rank(self, job: RankJob) -> Finished:
+        """The results by the fused score; ``job.found`` is there before they are."""
+        return await self._queue.submit(self._rank, job)
 
-    async def rerank(self, job: FinishJob) -> Finished:
-        """The results by the fused score."""
-        return await self._queue.submit(self._rerank, job)
+    async def shortlist(self, job: ShortlistJob) -> Shortlisted:
+        """Bag and nearest labels of one product, after its rules, where there is no time for more."""
+        return await self._queue.submit(self._shortlist, job)
 
     async def finish(self, job: FinishJob) -> Finished:
         """The results by the shortlist's own score: there is no time for more, nor for waiting until a worker is free."""
@@ -189,7 +202,14 @@ class _Calls:
             return named
         return np.concatenate([named, self._model.labels.excluded(rules.product_id)])
 
-    def rerank(self, jobs: Sequence[FinishJob]) -> list[Finished]:
+    def rank(self, jobs: Sequence[RankJob]) -> list[Finished]:
+        founds = self.shortlist([job.product for job in jobs])
+        now = time.perf_counter()
+        for job, found in zip(jobs, founds, strict=True):
+            job.found, job.found_at = found, now
+        return self._reranked_all([FinishJob(own, job.selection) for own, job in zip(founds, jobs, strict=True)])
+
+    def _reranked_all(self, jobs: Sequence[FinishJob]) -> list[Finished]:
         founds = [job.found for job in jobs]
         scores = self._model.rerank([own.bag for own in founds], [own.shortlist for own in founds])
         return [self._reranked(job, classifier) for job, classifier in zip(jobs, scores, strict=True)]

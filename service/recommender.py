@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,17 +20,17 @@ from service.batching import BatchQueue, Ticket
 from service.bundles import OpenBundle
 from service.cache import Kind
 from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
-from service.ranking import Finished, FinishJob, Ranker, Rules, Selection, ShortlistJob
+from service.ranking import Finished, FinishJob, Ranker, RankJob, Rules, Selection, ShortlistJob
 from service.schemas import RecommendRequest
 from service.telemetry import Timings
-from service.tracing import span
-from service.vectors import CacheOutcome, ImageOutcome, Vectors, usable_title
+from service.tracing import past_span, span
+from service.vectors import CacheOutcome, ImageOutcome, Known, Vectors, usable_title
 
 # Of the time that is left, the share that images may use at most when the reserve would take more.
 _LEAST_IMAGE_SHARE = 0.5
 # Kept for writing the answer once ranking is over.
 _ANSWER_SECONDS = 0.01
-_DURATIONS_KEPT = 256
+_DURATIONS_KEPT, _DURATIONS_NEEDED, _DURATIONS_STEP = 256, 20, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,13 @@ class _Prepared:
     images: list[tuple[int, FloatArray]]
     """(position in the request, vector)"""
     title: FloatArray | None
+    """(D,)"""
     warnings: list[dict[str, Any]]
     image_outcomes: list[str]
     lookups: list[tuple[Kind, CacheOutcome]]
     title_tokens: tuple[int, int] = (0, 0)
+    title_text: str = ""
+    """Normalised"""
 
     def slots(self) -> Slots:
         names = [f"image {position}" for position, _ in self.images]
@@ -100,8 +103,7 @@ class Recommender:
         self._queue, self._vectors, self._ranker = queue, vectors, ranker
         self._image_reserve_seconds = image_reserve_seconds
         self._distinct_words = distinct_words
-        self._rank_seconds: deque[float] = deque(maxlen=_DURATIONS_KEPT)
-        self._rerank_seconds: deque[float] = deque(maxlen=_DURATIONS_KEPT)
+        self._rank_seconds = _Durations()
 
     def block(self, label_ids: frozenset[str]) -> int:
         """Nobody gets these labels from now on; returns how many of the ids are labels of this bundle.
@@ -124,9 +126,9 @@ class Recommender:
                 title = usable_title(request.product.title)
                 with span("cache"):
                     known = await self._vectors.known(title, images)
-                work = {**self._vectors.work(title, images, known), **self._ranker.work()}
+                work = {**self._vectors.work(title, known), **self._ranker.work()}
                 with self._queue.admit(work, deadline.remaining()) as ticket:
-                    prepared = await self._prepare(request, images, known, ticket, deadline, timings)
+                    prepared = await self._prepare(request, images, title, known, ticket, deadline, timings)
                     finished = await self._rank(request, prepared, deadline, timings)
                     return self._answer(request, prepared, finished, timings)
         except TimeoutError as error:
@@ -148,25 +150,36 @@ class Recommender:
         self,
         request: RecommendRequest,
         images: Sequence[str],
-        known: Mapping[str, bytes],
+        title: str,
+        known: Known,
         ticket: Ticket,
         deadline: Deadline,
         timings: Timings,
     ) -> _Prepared:
         """Title and images side by side; what cannot be had becomes a warning."""
-        title = usable_title(request.product.title)
-        image_tasks = [asyncio.ensure_future(self._vectors.image(url, known)) for url in images]
-        for url, image_task in zip(images, image_tasks, strict=True):
-            if self._vectors.is_new(url, known):
-                image_task.add_done_callback(lambda _: ticket.done(self._vectors.image_stage))
-        title_task = asyncio.ensure_future(self._vectors.title(title, known)) if title else None
-        try:
-            outcomes = await self._await_images(image_tasks, deadline)
-            titled = await title_task if title_task is not None else None
-        finally:
-            for task in (*image_tasks, *([title_task] if title_task is not None else [])):
-                task.cancel()
+        outcomes = list(known.images)
+        tasks = {
+            place: asyncio.ensure_future(self._vectors.image(url, known))
+            for place, url in enumerate(images)
+            if outcomes[place] is None
+        }
+        for task in tasks.values():
+            task.add_done_callback(lambda _: ticket.done(self._vectors.image_stage))
+        titled = known.title
+        if tasks:
+            title_task = asyncio.ensure_future(self._vectors.title(title)) if title and titled is None else None
+            try:
+                for place, outcome in zip(tasks, await self._await_images(list(tasks.values()), deadline), strict=True):
+                    outcomes[place] = outcome
+                titled = await title_task if title_task is not None else titled
+            finally:
+                for pending in (*tasks.values(), title_task):
+                    if pending is not None:
+                        pending.cancel()
+        elif title and titled is None:
+            titled = await self._vectors.title(title)
         prepared = _collect(outcomes, timings)
+        prepared.title_text = title
         if titled is not None:
             ticket.done(self._vectors.title_stage)
             prepared.title = titled.vector
@@ -189,7 +202,7 @@ class Recommender:
         if not tasks:
             return []
         left = deadline.remaining()
-        reserve = max(self._image_reserve_seconds, _percentile_95(self._rank_seconds))
+        reserve = max(self._image_reserve_seconds, self._rank_seconds.percentile_95)
         done, _ = await asyncio.wait(tasks, timeout=max(left - reserve, left * _LEAST_IMAGE_SHARE))
         return [task.result() if task in done else None for task in tasks]
 
@@ -201,27 +214,30 @@ class Recommender:
         vectors = [vector for _, vector in prepared.images]
         stacked = np.stack(vectors) if vectors else np.zeros((0, self._model.dimension), dtype=np.float32)
         rules = Rules(request.k, request.product.id, request.exclude, request.plain_filter())
-        shortlist = ShortlistJob(stacked, prepared.title, rules, usable_title(request.product.title))
-        with timings.step("shortlist"), span("shortlist"):
-            found = await self._ranker.shortlist(shortlist)
+        product = ShortlistJob(stacked, prepared.title, rules, prepared.title_text)
         slots = prepared.slots() if request.explain else None
         selection = Selection(request.k, request.min_probability, request.diversity, self._distinct_words, slots)
-        job = FinishJob(found, selection)
         left = deadline.remaining() - _ANSWER_SECONDS
-        if left < _percentile_95(self._rerank_seconds):
+        if left < self._rank_seconds.percentile_95:
             # Noted as if it would have fitted, so that a slow spell is forgotten and reranking tried again.
-            self._rerank_seconds.append(max(0.0, left))
-            return await self._ranker.finish(job)
+            self._rank_seconds.note(max(0.0, left))
+            with timings.step("shortlist"), span("shortlist"):
+                found = await self._ranker.shortlist(product)
+            return await self._ranker.finish(FinishJob(found, selection))
+        job = RankJob(product, selection)
         try:
             async with asyncio.timeout(left):
-                with timings.step("rerank"), span("rerank"):
-                    finished = await self._ranker.rerank(job)
+                finished = await self._ranker.rank(job)
         except TimeoutError:
-            return await self._ranker.finish(job)
+            if job.found is None:
+                raise
+            _note(timings, "shortlist", began, job.found_at)
+            return await self._ranker.finish(FinishJob(job.found, selection))
         finally:
             # Slow ones count as well, or one slow spell would never be noticed.
-            self._rerank_seconds.append(timings.seconds.get("rerank", left))
-        self._rank_seconds.append(time.perf_counter() - began)
+            self._rank_seconds.note(time.perf_counter() - began)
+        _note(timings, "shortlist", began, job.found_at)
+        _note(timings, "rerank", job.found_at, time.perf_counter())
         return finished
 
     def _answer(self, request: RecommendRequest, prepared: _Prepared, finished: Finished, timings: Timings) -> Outcome:
@@ -271,9 +287,23 @@ def _nothing_usable(prepared: _Prepared, images: Sequence[str]) -> NothingUsable
     return NothingUsable(f"there is no title, and none of the {count} could be used", faults)
 
 
-def _percentile_95(durations: Sequence[float]) -> float:
-    """Of the durations noted last; 0 before there are enough to tell."""
-    if len(durations) < 20:
-        return 0.0
-    ordered = sorted(durations)
-    return ordered[int(len(ordered) * 0.95)]
+def _note(timings: Timings, step: str, began: float, ended: float) -> None:
+    timings.add(step, ended - began)
+    past_span(step, began, ended)
+
+
+class _Durations:
+    """Seconds that something took the last times."""
+
+    def __init__(self) -> None:
+        self._kept: deque[float] = deque(maxlen=_DURATIONS_KEPT)
+        self._noted = 0
+        self.percentile_95 = 0.0
+        """0 before there are enough to tell; looked up anew now and then, for sorting costs"""
+
+    def note(self, seconds: float) -> None:
+        """One more."""
+        self._kept.append(seconds)
+        self._noted += 1
+        if self._noted >= _DURATIONS_NEEDED and self._noted % _DURATIONS_STEP == 0:
+            self.percentile_95 = sorted(self._kept)[int(len(self._kept) * 0.95)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import orjson
 from opentelemetry.trace import SpanKind
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
@@ -29,8 +29,9 @@ from service.tracing import span
 CacheOutcome = Literal["hit", "miss"]
 
 _CODES: frozenset[str] = frozenset(get_args(PictureCode))
-_URL_PREFIX = "mufin:v1:any:url:"
 _DAY_SECONDS = 86400.0
+_URL_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"),)
+_BOTH_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"), ("image", "hit"))
 # English titles in subwords; and a call's own cost, by docs/performance.md, Encoders: some four tokens' worth.
 _CHARACTERS_A_TOKEN = 4.5
 _CALL_OVERHEAD_TOKENS = 4.0
@@ -87,7 +88,19 @@ class _UrlEntry:
 
     def to_bytes(self) -> bytes:
         failure = [self.failure.code, str(self.failure)] if self.failure else None
-        return json.dumps([self.content_hash, self.etag, self.fetched_at, failure]).encode()
+        return orjson.dumps([self.content_hash, self.etag, self.fetched_at, failure])
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the cache knew of a product."""
+
+    title: TitleOutcome | None
+    """None: there is none, or it has to be encoded."""
+    images: Sequence[ImageOutcome | None]
+    """One an image; None: it has to be fetched or encoded."""
+    entries: Mapping[str, _UrlEntry]
+    """By URL, the stale ones too: they may hold an ETag."""
 
 
 class Vectors:
@@ -115,20 +128,10 @@ class Vectors:
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
         self._keeping: set[asyncio.Task[None]] = set()
 
-    def work(self, title: str, images: Sequence[str], known: Mapping[str, bytes]) -> dict[Stage[Any, Any], int]:
+    def work(self, title: str, known: Known) -> dict[Stage[Any, Any], int]:
         """Items that the product will bring to the queue, as far as the cache's answer tells."""
-        new_title = int(
-            bool(title) and self._whole(known.get(self._title_key(title)), self._encoder.title_width) is None
-        )
-        return {self._titles: new_title, self._images: sum(self.is_new(url, known) for url in images)}
-
-    def is_new(self, url: str, known: Mapping[str, bytes]) -> bool:
-        """Whether an image will have to be encoded, as far as the cache's answer tells."""
-        entry = None if url.startswith("data:") else _read_entry(known.get(_url_key(url)))
-        if entry is None or not self._is_fresh(entry):
-            return True
-        packed = known.get(self._image_key(str(entry.content_hash)))
-        return entry.failure is None and self._whole(packed, self._encoder.dimension) is None
+        new_title = int(bool(title) and known.title is None)
+        return {self._titles: new_title, self._images: sum(own is None for own in known.images)}
 
     @property
     def title_stage(self) -> Stage[Any, Any]:
@@ -140,27 +143,44 @@ class Vectors:
         """Where images are encoded."""
         return self._images
 
-    async def known(self, title: str, images: Sequence[str]) -> dict[str, bytes]:
+    async def known(self, title: str, images: Sequence[str]) -> Known:
         """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs."""
-        keys = [self._title_key(title)] if title else []
-        keys += [_url_key(url) for url in images if not url.startswith("data:")]
-        found = await self._found(keys)
-        entries = [_read_entry(value) for key, value in found.items() if key.startswith(_URL_PREFIX)]
-        hashes = [own.content_hash for own in entries if own and own.content_hash and self._is_fresh(own)]
-        return {**found, **await self._found([self._image_key(own) for own in hashes])} if hashes else found
+        title_key = self._title_key(title) if title else ""
+        url_keys = {url: _url_key(url) for url in images if not url.startswith("data:")}
+        found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()))
+        entries: dict[str, _UrlEntry] = {}
+        for url, key in url_keys.items():
+            entry = _read_entry(found.get(key))
+            if entry is not None:
+                entries[url] = entry
+        fresh = {url: entry for url, entry in entries.items() if self._is_fresh(entry)}
+        image_keys = {own.content_hash: self._image_key(own.content_hash) for own in fresh.values() if own.content_hash}
+        packed = await self._found(list(image_keys.values())) if image_keys else {}
+        outcomes = [
+            None
+            if url not in fresh
+            else self._at_once(fresh[url], packed.get(image_keys.get(fresh[url].content_hash or "", "")))
+            for url in images
+        ]
+        vector = self._whole(found.get(title_key), self._encoder.title_width)
+        hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
+        return Known(hit, outcomes, entries)
+
+    def _at_once(self, entry: _UrlEntry, packed: bytes | None) -> ImageOutcome | None:
+        """Of a URL whose entry is fresh; None: its content is needed."""
+        if entry.failure is not None:
+            return ImageOutcome(error=entry.failure, lookups=_URL_HIT)
+        vector = self._whole(packed, self._encoder.dimension)
+        return None if vector is None else ImageOutcome(self._unpack(vector), lookups=_BOTH_HIT)
 
     async def _found(self, keys: Sequence[str]) -> dict[str, bytes]:
         values = await self._cache.get_many(keys) if keys else []
         return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
 
-    async def title(self, title: str, known: Mapping[str, bytes]) -> TitleOutcome:
-        """A normalised title's vector (D,). Raises what the model raised, Shed, NotReady."""
+    async def title(self, title: str) -> TitleOutcome:
+        """The vector (D,) of a normalised title that is not known. Raises what the model raised, Shed, NotReady."""
         began = time.perf_counter()
         key = self._title_key(title)
-        packed = self._whole(known.get(key), self._encoder.title_width)
-        if packed is not None:
-            return TitleOutcome(self._unpack(packed), 0.0, "hit")
-
         tokens = (0, 0)
 
         async def encode() -> bytes:
@@ -172,12 +192,12 @@ class Vectors:
         packed = await self._flights.run(key, encode)
         return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss", tokens)
 
-    async def image(self, url: str, known: Mapping[str, bytes]) -> ImageOutcome:
+    async def image(self, url: str, known: Known) -> ImageOutcome:
         """An image's vector, or the reason why there is none. Raises Shed, NotReady, or what the model raised."""
         seconds: dict[str, float] = {}
         lookups: list[tuple[Kind, CacheOutcome]] = []
         try:
-            vector = await self._image(url, known, seconds, lookups)
+            vector = await self._image(url, known.entries.get(url), seconds, lookups)
         except PictureError as error:
             return ImageOutcome(error=error, seconds=seconds, lookups=tuple(lookups))
         return ImageOutcome(vector, seconds=seconds, lookups=tuple(lookups))
@@ -185,23 +205,16 @@ class Vectors:
     async def _image(
         self,
         url: str,
-        known: Mapping[str, bytes],
+        entry: _UrlEntry | None,
         seconds: dict[str, float],
         lookups: list[tuple[Kind, CacheOutcome]],
     ) -> FloatArray:
         if url.startswith("data:"):
             picture = await self._read_data_url(url)
         else:
-            entry = _read_entry(known.get(_url_key(url)))
             fresh = entry is not None and self._is_fresh(entry)
             lookups.append(("url", "hit" if fresh else "miss"))
-            if fresh and entry is not None:
-                if entry.failure is not None:
-                    raise entry.failure
-                packed = self._whole(known.get(self._image_key(str(entry.content_hash))), self._encoder.dimension)
-                if packed is not None:
-                    lookups.append(("image", "hit"))
-                    return self._unpack(packed)
+            if fresh:
                 entry = None  # the URL is known, the embedding forgotten: the content is needed again
             began = time.perf_counter()
             picture = await self._url_flights.run(url, lambda: self._fetch(url, entry))
@@ -344,7 +357,7 @@ def _read_entry(value: bytes | None) -> _UrlEntry | None:
     if value is None:
         return None
     try:
-        content_hash, etag, fetched_at, failure = cast(list[Any], json.loads(value))
+        content_hash, etag, fetched_at, failure = cast(list[Any], orjson.loads(value))
         error = None
         if failure is not None:
             code, detail = failure
