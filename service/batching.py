@@ -30,8 +30,7 @@ _AVERAGE_KEEPS = 0.9
 # spread of the estimate and for the way there and back. Without it, accepted requests come just too late. A long deadline
 # needs a smaller share of it for that: 320 of 800 ms may pass, and 3.7 of 5 s.
 _WAIT_SHARE, _LONG_WAIT_SHARE, _LONG_WAIT_SECONDS = 0.4, 0.8, 0.32
-# A batch is not interrupted: what comes after it, the last steps of a nearly finished request among it, waits for its end.
-_LONGEST_BATCH_SECONDS = 0.05
+_LONGEST_BATCH_SECONDS = 0.08
 _STOPPED = "the service is stopping"
 
 
@@ -68,15 +67,17 @@ class Stage(Generic[In, Out]):
     bounded: bool
     """Whether items are refused when the queue is full; later steps of an accepted request are not."""
     padding: Padding[In] | None
+    longest_batch_seconds: float
+    """What a batch of slow items may take: it is not interrupted, and what comes after it waits for its end."""
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
 
     def fair_batch(self) -> int:
         """As many items as a batch may hold without holding up everybody else for long."""
-        if self.seconds_per_item * self.max_batch <= _LONGEST_BATCH_SECONDS:
+        if self.seconds_per_item * self.max_batch <= self.longest_batch_seconds:
             return self.max_batch
-        return max(1, int(_LONGEST_BATCH_SECONDS / self.seconds_per_item))
+        return max(1, int(self.longest_batch_seconds / self.seconds_per_item))
 
     def take(self) -> list[_Waiting[In, Out]]:
         """The item that came first and those that go well with it, at most ``fair_batch()``; they wait no more."""
@@ -120,11 +121,15 @@ class Ticket:
 class BatchQueue:
     """The queue and its workers; lives in one event loop."""
 
-    def __init__(self, workers: int, max_waiting_items: int, observe: ObserveBatch | None = None) -> None:
+    def __init__(
+        self, workers: int, max_waiting_items: int, observe: ObserveBatch | None = None,
+        longest_batch_seconds: float = _LONGEST_BATCH_SECONDS,
+    ) -> None:  # fmt: skip
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mufin-model")
         self._workers = workers
         self._max_waiting_items = max_waiting_items
         self._observe = observe
+        self._longest_batch_seconds = longest_batch_seconds
         self._stages: list[Stage[Any, Any]] = []
         """Those in which something waits."""
         self._promised: Counter[Stage[Any, Any]] = Counter()
@@ -139,7 +144,7 @@ class BatchQueue:
         step: int = 0, bounded: bool = True, padding: Padding[In] | None = None,
     ) -> Stage[In, Out]:  # fmt: skip
         """A new kind of work. Stages of a later step go first: what finishes a request before what begins one."""
-        return Stage(name, run, max_batch, step, bounded, padding)
+        return Stage(name, run, max_batch, step, bounded, padding, self._longest_batch_seconds)
 
     @property
     def waiting_items(self) -> int:

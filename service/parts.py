@@ -113,7 +113,8 @@ def build(settings: Settings) -> Parts:
     """The parts, before any bundle is open. Raises SettingsError."""
     metrics, lifecycle = Metrics(), Lifecycle()
     threads = settings.worker_threads or max(1, usable_cores() // settings.intra_op_threads)
-    queue = BatchQueue(threads, settings.max_waiting_items, metrics.observe_batch)
+    longest_batch = settings.longest_batch_milliseconds / 1000
+    queue = BatchQueue(threads, settings.max_waiting_items, metrics.observe_batch, longest_batch)
     near, client = MemoryCache(settings.cache_bytes), _redis_client(settings)
     metrics.queue_items.set_function(lambda: queue.waiting_items)
     metrics.cache_bytes.set_function(lambda: near.used_bytes)

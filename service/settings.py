@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     """Images encoded in one call."""
     max_rank_batch: int = Field(default=16, ge=1)
     """Products ranked in one call."""
+    longest_batch_milliseconds: float = Field(default=80.0, gt=0)
+    """What a model call of several items may take; slow items go in smaller calls, or alone."""
     decode_threads: int | None = Field(default=None, ge=1, le=256)
     """Threads that decode pictures; unset: as many as worker threads."""
     decode_budget_pixels: int = Field(default=25_000_000, ge=1)
