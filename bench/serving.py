@@ -178,6 +178,20 @@ async def served(bundle: Path, loads: Sequence[Load], seconds: float) -> dict[st
     return {"floor": _quicker([own for own, _ in rounds]), "service": _quicker_service([own for _, own in rounds])}
 
 
+def ready_seconds(bundle: Path, times: int = 3) -> list[float]:
+    """From the start of the process to readiness, on all cores, with full verification of a bundle in the page cache."""
+    mine, found = os.sched_getaffinity(0), []
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        for _ in range(times):
+            began = time.monotonic()
+            with service_process(bundle, None, ("--drain-seconds", "0"), core=None):
+                found.append(round(time.monotonic() - began, 2))
+    finally:
+        os.sched_setaffinity(0, mine)
+    return found
+
+
 def _quicker(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for name in rounds[0]:
@@ -357,6 +371,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     gc.disable()
     found |= asyncio.run(served(bundle, LOADS, options.seconds))
     found["large"] = asyncio.run(served(large, (LOADS[0], LOADS[3]), options.seconds))
+    found["ready_seconds_on_all_cores"] = ready_seconds(large)
     with reference_process(options.labels, options.smoke) as port:
         found["reference"] = asyncio.run(referred(port, options.seconds))
     found["bulk"] = bulk(bundle, 40 if options.smoke else 1000, work)
@@ -387,9 +402,8 @@ def main() -> int:
     found["goals"] = [dict(zip(("measure", "goal", "figure", "reached"), row, strict=True)) for row in rows]
     for row in rows:
         print(f"{row[0]:<58}{row[1]:>9}{row[2]:>10}  {'' if row[3] else 'MISSED'}")
-    print(
-        f"bulk: {found['bulk']}, ready after {found['large']['service']['ready_seconds']} s at {options.large:,} labels"
-    )
+    ready = f"{found['large']['service']['ready_seconds']} s on one core, {found['ready_seconds_on_all_cores']} on all"
+    print(f"bulk: {found['bulk']}; ready at {options.large:,} labels after {ready}")
     write_results(found, options, plot)
     return 0
 

@@ -29,8 +29,6 @@ INT8_FILES = {"text_encoder.onnx": "text_encoder.int8.onnx", "image_encoder.onnx
 
 Precision = Literal["fp32", "int8"]
 
-_HASH_CHUNK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class ArrayEntry:
@@ -268,11 +266,8 @@ def canonical_json(values: Any) -> bytes:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with path.open("rb", buffering=0) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _identity(values: Any) -> str:
