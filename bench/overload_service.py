@@ -74,7 +74,8 @@ def _tell_tasks() -> None:
     """A line now and then with the number of asyncio tasks of this process."""
     while True:
         time.sleep(_TELL_SECONDS)
-        print(json.dumps({"event": "tasks", "tasks": len(asyncio.tasks._all_tasks)}), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+        line = json.dumps({"event": "tasks", "tasks": len(asyncio.tasks._all_tasks)})  # type: ignore[attr-defined]
+        os.write(2, f"{line}\n".encode())  # in one piece: the log is written by another thread
 
 
 if __name__ == "__main__":
