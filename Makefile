@@ -192,8 +192,8 @@ compose-up: $(SECRETS)/api-keys ## the service, Redis, pictures and the demo bun
 compose-down: ## end what compose-up started; volumes stay
 	$(DOCKER) compose --profile grafana down
 image-bundles: ## the demo's bundles as an image of files, and as one with a cp
-	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle --build-context bundles=$(DEMO)/bundles -t mufin-bundles .
-	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle --build-context bundles=$(DEMO)/bundles --target carrier -t mufin-bundles:carrier --build-arg BASE=$(BASE_IMAGE) .
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle -t mufin-bundles $(DEMO)/bundles
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/Dockerfile.bundle --target carrier -t mufin-bundles:carrier --build-arg BASE=$(BASE_IMAGE) $(DEMO)/bundles
 
 .PHONY: clean clean-all
 clean: ## remove what the demo made and the caches; .venv stays

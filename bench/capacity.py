@@ -1,6 +1,6 @@
 """What a deployment needs, computed from measured figures: the tables of docs/capacity.md.
 
-    python -m bench.capacity [--serving bench/results/NAME-serving.json] [--out FILE]
+    python -m bench.capacity [--serving bench/results/NAME-serving.json] [--mix KIND=RATE ...] [--out FILE]
 
 Measured here: the bytes that an entry takes in a real Redis. Taken from bench.serving: requests a second of one core.
 Computed: core hours for a million requests at 65 % load, where the HPA stands; bytes a label of every file that grows
@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ _ENTRIES = 20_000
 _DAY = 86_400.0
 _ENCODER = "sha256:" + "0" * 64
 SLOTS = 6
-# Bytes a label of ivf-sq8, measured by bench.label_index at 300,000 and 4.5 million labels.
-_INDEX_BYTES = 204
+# Bytes a label of ivf-sq8 beside one a dimension: 204 in all at D = 192, measured by bench.label_index at 300,000 and 4.5 million.
+_INDEX_BYTES = 12
 # label_offsets.npy and label_lookup.npy; labels.bin with a title of some 60 characters and an id, as the bench makes them.
 _LOOKUP_BYTES, _TEXT_BYTES = 24, 120
 SIZES = (300_000, 4_500_000, 100_000_000)
@@ -47,7 +48,7 @@ class LabelBytes:
 
     records: int
     vectors: int
-    index: int = _INDEX_BYTES
+    index: int
     other: int = _LOOKUP_BYTES + _TEXT_BYTES
 
     @property
@@ -58,7 +59,7 @@ class LabelBytes:
 
 def label_bytes(dimension: int, number: str) -> LabelBytes:
     """Six slots a label, an approximate index with its 16-bit vectors."""
-    return LabelBytes(record_type(dimension, SLOTS, number).itemsize, 2 * dimension)
+    return LabelBytes(record_type(dimension, SLOTS, number).itemsize, 2 * dimension, dimension + _INDEX_BYTES)
 
 
 def core_hours(per_second: float) -> float:
@@ -135,6 +136,18 @@ def redis_table(entries: dict[str, float]) -> list[str]:
     return lines
 
 
+def mix_line(serving: dict[str, Any], mix: Sequence[str]) -> str:
+    """Cores for so many requests a second of each kind (KIND=RATE). Raises SystemExit for a kind that was not measured."""
+    whole = 0.0
+    for own in mix:
+        name, _, rate = own.rpartition("=")
+        if name not in serving["service"]:
+            known = ", ".join(key for key, value in serving["service"].items() if isinstance(value, dict))
+            raise SystemExit(f"bench.capacity: --mix {own!r}: there are {known}; write KIND=REQUESTS_A_SECOND")
+        whole += cores(float(rate), serving["service"][name]["per_second"])
+    return f"{' + '.join(mix)}: {whole:.1f} cores at {UTILISATION:.0%}"
+
+
 def tables(serving: dict[str, Any], entries: dict[str, float]) -> str:
     """All of them, as docs/capacity.md has them."""
     return "\n\n".join("\n".join(own) for own in (rate_table(serving), label_table(), redis_table(entries)))
@@ -144,10 +157,15 @@ def main() -> int:
     """Measure, compute, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--serving", type=Path, default=SERVING, help="figures of bench.serving")
+    parser.add_argument("--mix", action="append", default=[], metavar="KIND=RATE", help="how many cores these need")
     parser.add_argument("--out", type=Path, metavar="JSON")
     options = parser.parse_args()
+    serving = json.loads(options.serving.read_text(encoding="utf-8"))
+    if options.mix:
+        print(mix_line(serving, options.mix))
+        return 0
     entries = {str(width): redis_entry_bytes(width) for width in (192, 768)}
-    print(tables(json.loads(options.serving.read_text(encoding="utf-8")), entries))
+    print(tables(serving, entries))
     if options.out is not None:
         options.out.write_text(json.dumps({"redis_entry_bytes": entries}, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -6,9 +6,6 @@ Knows no service code. `make test-deploy` runs it; without a container engine or
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -21,12 +18,10 @@ from typing import Any
 import pytest
 
 from tests.bundle_factory import make_tiny_bundle
+from tests.deploy.engine import BASE, docker
 
 pytestmark = pytest.mark.deploy
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCKER = os.environ.get("DOCKER", "docker")
-BASE = os.environ.get("BASE_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
 # With the public python:3.11-slim-bookworm, some 130 MB, 600 MB in all; a base that stands in for it may be any size.
 MAX_ADDED_BYTES = 465_000_000
 READY_SECONDS = 60
@@ -34,33 +29,6 @@ HARDENED = [
     "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "10001:10001",
     "--pids-limit", "128", "--memory", "1g", "--memory-swap", "1g",
 ]  # fmt: skip
-
-
-def docker(*arguments: str, check: bool = True, timeout: float = 60) -> str:
-    """Standard output of a docker command; its standard error in the failure."""
-    done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0 or not check, f"docker {' '.join(arguments)}: {done.stderr.strip() or done.stdout}"
-    return done.stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def image() -> str:
-    """The built image's id."""
-    if shutil.which(DOCKER) is None:
-        pytest.skip(f"no container engine: {DOCKER} is not installed")
-    if subprocess.run([DOCKER, "info"], capture_output=True, timeout=30, check=False).returncode:
-        pytest.skip(f"no container engine: {DOCKER} info finds no running daemon")
-    if subprocess.run([DOCKER, "image", "inspect", BASE], capture_output=True, check=False).returncode:
-        pulled = subprocess.run([DOCKER, "pull", "-q", BASE], capture_output=True, text=True, timeout=300, check=False)
-        if pulled.returncode:
-            pytest.skip(f"the base image {BASE} cannot be had: {pulled.stderr.strip()}")
-    options = ["-q", "--network", "host", "-f", "docker/Dockerfile", "--build-arg", f"BASE={BASE}"]
-    built = subprocess.run(
-        [DOCKER, "build", *options, "."], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-        env={**os.environ, "DOCKER_BUILDKIT": "1"},
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr[-4000:]
-    return built.stdout.strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)
