@@ -154,6 +154,7 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.serving --out bench/results/serving.json --plot docs/figures/serving.svg
 	$(BIN)/python -m bench.overload --out bench/results/overload.json --plot docs/figures/overload.svg
 	$(BIN)/python -m bench.soak --out bench/results/soak.json --plot docs/figures/soak.svg
+	$(BIN)/python -m bench.dashboard --plot docs/figures/dashboard.svg
 	$(BIN)/python -m tests.service.shutdown_load --times 100
 bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run, no figures
 	$(BIN)/python -m bench.training_memory --pairs 4000 --smoke
@@ -169,6 +170,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.serving --smoke
 	$(BIN)/python -m bench.overload --smoke
 	$(BIN)/python -m bench.soak --smoke
+	$(BIN)/python -m bench.dashboard --smoke
 
 # ---- containers
 
@@ -177,7 +179,7 @@ image: ## the serving image, docker/Dockerfile
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) -f docker/Dockerfile -t $(IMAGE) --build-arg BASE=$(BASE_IMAGE) .
 image-train: ## the image that trains and exports, docker/Dockerfile.train
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) -f docker/Dockerfile.train -t $(TRAIN_IMAGE) --build-arg BASE=$(BASE_IMAGE) .
-test-deploy: $(VENV)/.dev-installed ## build the image and run it hardened (needs a container engine)
+test-deploy: $(VENV)/.dev-installed ## images, Compose and a cluster for real (docs/containers.md#tested says what each needs)
 	DOCKER=$(DOCKER) BASE_IMAGE=$(BASE_IMAGE) $(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_OPTIONS)
 
 .PHONY: compose-up compose-down image-bundles

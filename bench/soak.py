@@ -157,7 +157,7 @@ async def soak(service: ServiceProcess, origin: str, minutes: float) -> dict[str
     mixture, samples = Mixture(service.port, origin), list[Sample]()
     watching = asyncio.ensure_future(_watch(service, samples))
     try:
-        await _mixed_load(mixture, capacity * LOAD, minutes * 60)
+        await mixed_load(mixture, capacity * LOAD, minutes * 60)
     finally:
         watching.cancel()
         await mixture.aclose()
@@ -187,7 +187,8 @@ async def _watch(service: ServiceProcess, samples: list[Sample]) -> None:
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-async def _mixed_load(mixture: Mixture, per_second: float, seconds: float) -> None:
+async def mixed_load(mixture: Mixture, per_second: float, seconds: float) -> None:
+    """Requests of all kinds at Poisson arrivals; returns when all have their outcome."""
     chance, began, due = random.Random(0), time.perf_counter(), 0.0
     sent: set[asyncio.Task[None]] = set()
     for kind in _kinds(chance):

@@ -115,7 +115,7 @@ def server_minor() -> int:
     server = json.loads(done.stdout or "{}").get("serverVersion")
     if server is None:
         pytest.skip(f"no cluster: {done.stderr.strip().splitlines()[-1:] or 'kubectl version names no server'}")
-    return int(server["minor"].rstrip("+"))
+    return int(server["gitVersion"].split(".")[1])
 
 
 def kustomize(folder: Path) -> list[Document]:

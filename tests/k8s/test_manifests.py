@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,16 @@ def test_prometheus_rules_pass_their_own_tests() -> None:
             ["promtool", *command], cwd=folder, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_exceptions_of_the_network_policy_are_such_as_kubernetes_takes() -> None:
+    """Within their block, and no mapped IPv4: the API server reads those as IPv4 and refuses the whole policy."""
+    policy = one(build(ROOT / "k8s" / "overlays" / "production"), "NetworkPolicy")
+    blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    assert len(blocks) == 2
+    for block in blocks:
+        whole = ip_network(block["cidr"])
+        for text in block["except"]:
+            own = ip_network(text)
+            assert own.version == whole.version and own.prefixlen > whole.prefixlen, text
+            assert getattr(own.network_address, "ipv4_mapped", None) is None, text
