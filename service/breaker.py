@@ -5,6 +5,7 @@ Knows neither what failed nor why; the owner reports outcomes and asks before th
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,7 @@ class Breaker:
     clock: Callable[[], float] = time.monotonic
     _in_a_row: int = field(default=0, init=False)
     _closed_again_at: float = field(default=0.0, init=False)
+    _failed_at: float = field(default=-math.inf, init=False)
 
     @property
     def is_open(self) -> bool:
@@ -40,8 +42,15 @@ class Breaker:
         """Report a success."""
         self._in_a_row = 0
 
-    def failed(self) -> None:
-        """Report a failure."""
+    def failed(self, began: float = math.inf) -> None:
+        """Report a failure.
+
+        ``began``: by ``clock``, when the try began. One that was under way when the last failure was counted tells nothing
+        new: tries that fail side by side, by one hold-up of this process perhaps, count once.
+        """
+        if began <= self._failed_at:
+            return
+        self._failed_at = self.clock()
         self._in_a_row += 1
         if self._in_a_row >= self.failures:
             self._closed_again_at = self.clock() + self.rest_seconds

@@ -47,12 +47,13 @@ class RedisClient:
         """The answer to a call, or None when Redis is left alone, late or broken."""
         if not self.breaker.allow():
             return None
+        began = self.breaker.clock()
         try:
             with span("redis", SpanKind.CLIENT):
                 async with asyncio.timeout(self._timeout_seconds):
                     answer = await call(self._redis)
         except (RedisError, OSError, TimeoutError, ValueError, UnicodeError):
-            self.breaker.failed()
+            self.breaker.failed(began)
             return None
         self.breaker.succeeded()
         return answer

@@ -26,6 +26,20 @@ def test_it_opens_after_failures_in_a_row_and_lets_one_probe_through_after_the_r
     assert not breaker.is_open
 
 
+def test_tries_that_fail_side_by_side_count_once() -> None:
+    """A process that is held up for a moment fails all that was under way; that is no reason to rest for long."""
+    now = 1.0
+    breaker = Breaker(3, 30.0, clock=lambda: now)
+    for _ in range(10):
+        now = 1.05
+        breaker.failed(began=1.0)
+    assert breaker.allow()
+    for began in (1.1, 1.2):
+        now = began + 0.05
+        breaker.failed(began)
+    assert not breaker.allow()
+
+
 def test_a_failed_probe_rests_again() -> None:
     """One failure after the rest is enough."""
     now = 0.0
