@@ -45,7 +45,11 @@ def parts_of(catalogue: Catalogue, seeds: int, folds: int) -> list[Part]:
 
 
 def _folded(catalogue: Catalogue, folds: int) -> list[Part]:
-    """Parts of all products that have a relevant label, products of one title on the same side."""
+    """Parts of all products that have a relevant label, products of one title on the same side.
+
+    A product that is scored is no label of its part: where pairs are mutual, the pairs in which it stands as a label
+    would tell a network that compares titles with labels' titles what to answer, and a product never seen has none.
+    """
     splits = list(catalogue.splits.values())
     products = np.concatenate([split.products for split in splits])
     pairs = [split.relevance.to_pairs() for split in splits]
@@ -61,8 +65,31 @@ def _folded(catalogue: Catalogue, folds: int) -> list[Part]:
             "train": Split(products[inside], relevance.select(inside)),
             SCORED: Split(products[outside], relevance.select(outside)),
         }
-        found.append(Part(ensure_validation(replace(catalogue, splits=own), VALIDATION_FRACTION, 0), fold, fold))
+        unseen = {catalogue.products[int(row)].id for row in products[outside]}
+        part = _without_labels(replace(catalogue, splits=own), unseen)
+        found.append(Part(ensure_validation(part, VALIDATION_FRACTION, 0), fold, fold))
     return found
+
+
+def _without_labels(catalogue: Catalogue, ids: set[str]) -> Catalogue:
+    """The labels of these ids and their pairs are gone, and with them products that are left without a pair."""
+    stays = np.array([label.id not in ids for label in catalogue.labels])
+    numbers = np.cumsum(stays) - 1
+
+    def narrowed(relevance: Relevance) -> Relevance:
+        rows, labels = relevance.to_pairs()
+        kept = stays[labels]
+        return Relevance.from_pairs(rows[kept], numbers[labels[kept]], relevance.row_count, int(stays.sum()))
+
+    splits = {}
+    for name, split in catalogue.splits.items():
+        relevance = narrowed(split.relevance)
+        left = np.flatnonzero(relevance.row_sizes())
+        splits[name] = Split(split.products[left], relevance.select(left))
+    labels = [label for label, kept in zip(catalogue.labels, stays, strict=True) if kept]
+    return replace(
+        catalogue, labels=labels, products_are_labels=False, splits=splits, exclude=narrowed(catalogue.exclude)
+    )
 
 
 def without_images(catalogue: Catalogue) -> Catalogue:

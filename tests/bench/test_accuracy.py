@@ -53,6 +53,32 @@ def test_folds_score_every_product_once_and_train_on_none_of_theirs(catalogue: C
                 assert splits[SCORED].relevance.row(place).tolist() == expected.tolist()
 
 
+def test_a_scored_product_is_no_label_of_its_fold(tmp_path: Path) -> None:
+    """Pairs of mutual labels would tell what it goes with; all others keep theirs, by their ids."""
+    whole = read_catalogue(make_tiny_catalogue(tmp_path / "mutual", 60, with_labels=False))
+    pairs = {
+        (whole.products[int(split.products[place])].id, whole.labels[int(label)].id)
+        for split in whole.splits.values()
+        for place, labels in enumerate(map(split.relevance.row, range(split.relevance.row_count)))
+        for label in labels
+    }
+    for part in parts_of(whole, seeds=1, folds=4):
+        own = part.catalogue
+        scored = {own.products[int(row)].id for row in own.splits[SCORED].products}
+        names = [label.id for label in own.labels]
+        assert scored and not scored & set(names)
+        assert len(names) + len(scored) == len(whole.labels)
+        found = {
+            (own.products[int(split.products[place])].id, names[int(label)])
+            for split in own.splits.values()
+            for place, labels in enumerate(map(split.relevance.row, range(split.relevance.row_count)))
+            for label in labels
+        }
+        assert found == {pair for pair in pairs if pair[1] not in scored}
+        excluded = own.exclude.to_pairs()
+        assert all(own.products[row].id == names[label] for row, label in zip(*excluded, strict=True))
+
+
 def test_a_modality_is_left_out_where_another_is_there(catalogue: Catalogue) -> None:
     """No item is left with nothing."""
     for changed, gone in ((without_images(catalogue), "images"), (without_titles(catalogue), "title")):
