@@ -1,7 +1,7 @@
 """MUFIN, its ablations and the plain baselines on the same products: one table a catalogue (make bench-accuracy).
 
     python -m bench.accuracy [--catalogues NAME ...] [--seeds 3] [--encoder FOLDER] [--pecos PYTHON] [--out FILE]
-                             [--work FOLDER] [--fine-tune LAYERS] [--smoke]
+                             [--work FOLDER] [--processes N] [--fine-tune LAYERS] [--smoke]
 
 Catalogues: the built-in shop's two, and those of MUFIN_DATA_DIR (default ../shared/data), which are left out with the
 reason where they are absent. MUFIN is trained by the recommended recipe (mufin-train --config auto); ikea is scored by
@@ -9,24 +9,29 @@ reason where they are absent. MUFIN is trained by the recommended recipe (mufin-
 computed once and shared by every training; ``--fine-tune`` trains the title encoder's last layers, too. Settings of the
 baselines are chosen on training products. Every row is compared with the full model in pairs, product by product.
 ``--work`` keeps every training's figures: a run that was interrupted, or has more seeds, computes only what is missing.
+``--processes`` trainings run side by side, one thread each: steps this small gain little from a second thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.accuracy_kept import kept
+from bench.accuracy_kept import Rows, kept
 from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, without_images, without_titles
 from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
 from mufin.catalogue import Catalogue, forbidden_pairs, read_catalogue
@@ -85,21 +90,18 @@ class Bench:
     work: Path | None
     """Where figures are kept"""
 
-    def network_rows(self, name: str, part: Part) -> Iterator[tuple[str, RowScores]]:
-        """Train every variant on a part and score it."""
-        pictured = any(item.images for item in part.catalogue.products)
-        for variant in variants(pictured):
-            own = part.catalogue
-            own = own if variant.images else without_images(own)
-            own = own if variant.titles else without_titles(own)
-            values = build_config(
-                recommend(own, self.encoder).values, [f"seed={part.seed}", *self.changes, *variant.changes]
-            )
-            identity = {
-                "catalogue": name, "part": part.number, "rows": variant.rows, "titles": variant.titles,
-                "images": variant.images, "config": asdict(values),
-            }  # fmt: skip
-            yield from kept(self.work, identity, partial(self._trained_rows, variant, own, values))
+    def network_rows(self, name: str, part: Part, variant: Variant) -> Rows:
+        """Train a variant on a part and score it."""
+        own = part.catalogue
+        own = own if variant.images else without_images(own)
+        own = own if variant.titles else without_titles(own)
+        changes = [f"seed={part.seed}", *self.changes, *variant.changes]
+        values = build_config(recommend(own, self.encoder).values, changes)
+        identity = {
+            "catalogue": name, "part": part.number, "rows": variant.rows, "titles": variant.titles,
+            "images": variant.images, "config": asdict(values),
+        }  # fmt: skip
+        return kept(self.work, identity, partial(self._trained_rows, variant, own, values))
 
     def _trained_rows(self, variant: Variant, own: Catalogue, config: TrainConfig) -> Iterator[tuple[str, RowScores]]:
         began = time.monotonic()
@@ -112,12 +114,12 @@ class Bench:
                 yield row, score_rows(found.rows[name], _right(own))
         print(f"  {variant.rows[0][1]}, seed {config.seed}: {time.monotonic() - began:.0f} s", flush=True)
 
-    def baseline_rows(self, name: str, part: Part) -> Iterator[tuple[str, RowScores]]:
+    def baseline_rows(self, name: str, part: Part) -> Rows:
         """Every baseline on a part."""
         identity = {
             "catalogue": name, "part": part.number, "encoder": self.encoder is not None, "pecos": self.pecos is not None,
         }  # fmt: skip
-        yield from kept(self.work, identity, partial(self._fitted_rows, part))
+        return kept(self.work, identity, partial(self._fitted_rows, part))
 
     def _fitted_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
         """Every baseline, its settings chosen on a part of the training products and fitted to all of them.
@@ -135,16 +137,47 @@ class Bench:
         print(f"  baselines: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def measure(name: str, catalogue: Catalogue, bench: Bench, seeds: int) -> dict[str, Any]:
+_PROCESS = 0
+"""Which of the processes side by side this one is, from 1; 0: the only one"""
+
+
+def side_by_side(processes: int) -> AbstractContextManager[Executor | None]:
+    """Processes of one thread each; None for a single one, which takes the threads it likes."""
+    if processes == 1:
+        return nullcontext()
+    # Read when a library is loaded: by the processes, which are started afresh.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, _begin, (context.Value("i", 0),))
+
+
+def _begin(started: Synchronized[int]) -> None:
+    global _PROCESS
+    with started.get_lock():
+        started.value += 1
+        _PROCESS = started.value
+
+
+def cell(bench: Bench, name: str, part: Part, variant: Variant | None) -> Rows:
+    """Rows of a variant on a part; of the baselines where there is none."""
+    if _PROCESS:  # features are written without a lock: processes share none
+        bench = replace(bench, shared=bench.shared / str(_PROCESS))
+    return bench.baseline_rows(name, part) if variant is None else bench.network_rows(name, part, variant)
+
+
+def measure(name: str, catalogue: Catalogue, bench: Bench, seeds: int, pool: Executor | None = None) -> dict[str, Any]:
     """Every row's figures with their intervals, spread over seeds, and paired differences of the full model."""
     folds = FOLDED.get(name, 0)
     parts = parts_of(catalogue, seeds, folds)
+    pictured = any(item.images for item in catalogue.products)
+    # A baseline knows no seed. The longest first: nothing long is left for one process alone at the end.
+    plain: list[tuple[Part, Variant | None]] = [(part, None) for part in (parts if folds else parts[:1])]
+    trained = [(part, variant) for variant in variants(pictured) for part in parts]
+    tasks = [*plain, *sorted(trained, key=lambda task: _PLAIN in task[1].changes)]
+    run = partial(cell, bench, name)
     found: dict[str, list[RowScores]] = {}
-    for number, part in enumerate(parts):
-        if folds or number == 0:  # a baseline knows no seed
-            for row, scores in bench.baseline_rows(name, part):
-                found.setdefault(row, []).append(scores)
-        for row, scores in bench.network_rows(name, part):
+    for cell_rows in (pool.map if pool else map)(run, *zip(*tasks, strict=True)):
+        for row, scores in cell_rows:
             found.setdefault(row, []).append(scores)
     joined = {row: (concatenated if folds else average)(scores) for row, scores in found.items()}
     rows = []
@@ -193,6 +226,12 @@ def catalogues(names: Sequence[str], scratch: Path, smoke: bool) -> Iterator[tup
                 print(f"{name}: left out, {home / name} is not there (MUFIN_DATA_DIR)")
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, 1 or more")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every catalogue, print a table each, write the JSON after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -205,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--fine-tune", type=int, metavar="LAYERS", help="train so many layers of the title encoder, too"
     )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep figures and features, to go on later")
+    parser.add_argument(
+        "--processes", type=_at_least_one, default=os.cpu_count() or 1, metavar="N",
+        help="trainings side by side, a thread each (default: as many as there are cores)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="a small shop, one epoch: whether it runs")
     options = parser.parse_args(arguments)
@@ -220,14 +263,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         features = (work or Path(scratch)) / "features"
         bench = Bench(features, options.encoder or None, options.pecos, changes, work and work / "figures")
         wanted = ("products",) if options.smoke else options.catalogues
-        for name, catalogue in catalogues(wanted, Path(scratch) / "shop", options.smoke):
-            began = time.monotonic()
-            found = measure(name, catalogue, bench, 1 if options.smoke else options.seeds)
-            found["seconds"] = round(time.monotonic() - began)
-            results.append(found)
-            print(table(found) + f"\n  in {found['seconds']} s", flush=True)
-            if options.out:
-                options.out.write_text(json.dumps({"encoder": bool(options.encoder), "results": results}, indent=1))
+        with side_by_side(options.processes) as pool:
+            for name, catalogue in catalogues(wanted, Path(scratch) / "shop", options.smoke):
+                began = time.monotonic()
+                found = measure(name, catalogue, bench, 1 if options.smoke else options.seeds, pool)
+                found["seconds"] = round(time.monotonic() - began)
+                results.append(found)
+                print(table(found) + f"\n  in {found['seconds']} s", flush=True)
+                if options.out:
+                    values = {"encoder": bool(options.encoder), "processes": options.processes, "results": results}
+                    options.out.write_text(json.dumps(values, indent=1))
     return 0
 
 

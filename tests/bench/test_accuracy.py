@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from bench.accuracy import FULL, catalogues, table, variants
+import bench.accuracy
+from bench.accuracy import FULL, Bench, catalogues, measure, side_by_side, table, variants
 from bench.accuracy_kept import kept
 from bench.accuracy_parts import SCORED, average, concatenated, parts_of, without_images, without_titles
 from mufin.catalogue import Catalogue, read_catalogue
@@ -113,6 +117,47 @@ def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
     assert not any("image" in row or "title" in row for variant in variants(False) for _, row in variant.rows)
     for variant in variants(True):
         build_config("frozen", ["text.name=some/encoder", *variant.changes])
+
+
+def own_number_and_threads(_: int) -> tuple[int, int, str | None]:
+    """Of the process this runs in."""
+    time.sleep(0.2)  # or one process might take every task
+    return bench.accuracy._PROCESS, torch.get_num_threads(), os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_processes_side_by_side_have_a_thread_and_a_number_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single one is no process of its own."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    with side_by_side(1) as alone:
+        assert alone is None and os.environ["OMP_NUM_THREADS"] == "7"
+    with side_by_side(2) as pool:
+        assert pool is not None
+        assert set(pool.map(own_number_and_threads, range(8))) == {(1, 1, "1"), (2, 1, "1")}
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_side_by_side_the_figures_are_the_same(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    """Of every part and row; and no two processes write one folder of features."""
+    monkeypatch.setattr(bench.accuracy, "FULL", "popularity")  # the baselines alone: nothing is trained
+    monkeypatch.setattr(bench.accuracy, "variants", lambda pictured: [])
+    monkeypatch.setattr(bench.accuracy, "FOLDED", {"tiny": folds})
+    how = Bench(tmp_path / "features", None, None, (), tmp_path / "figures")
+    with side_by_side(2) as pool:
+        beside = measure("tiny", catalogue, how, 2, pool)
+    assert len(list((tmp_path / "figures").iterdir())) == (folds or 1)
+    alone = measure("tiny", catalogue, replace(how, work=None), 2)
+    assert beside == alone and len(alone["rows"]) > 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_no_process_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what was asked for."""
+    with pytest.raises(SystemExit):
+        bench.accuracy.main(["--processes", count])
+    assert f"{count!r} is not a number of processes, 1 or more" in capsys.readouterr().err
 
 
 def test_an_absent_catalogue_is_named(
