@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mufin.catalogue import Catalogue, Item, Split, ensure_validation
+from mufin.catalogue import Catalogue, Item, Split, ensure_validation, without_labels
 from mufin.metrics import RowScores
 from mufin.relevance import Relevance
 from mufin.training.folds import fold_numbers
@@ -66,30 +66,9 @@ def _folded(catalogue: Catalogue, folds: int) -> list[Part]:
             SCORED: Split(products[outside], relevance.select(outside)),
         }
         unseen = {catalogue.products[int(row)].id for row in products[outside]}
-        part = _without_labels(replace(catalogue, splits=own), unseen)
+        part = without_labels(replace(catalogue, splits=own), unseen)
         found.append(Part(ensure_validation(part, VALIDATION_FRACTION, 0), fold, fold))
     return found
-
-
-def _without_labels(catalogue: Catalogue, ids: set[str]) -> Catalogue:
-    """The labels of these ids and their pairs are gone, and with them products that are left without a pair."""
-    stays = np.array([label.id not in ids for label in catalogue.labels])
-    numbers = np.cumsum(stays) - 1
-
-    def narrowed(relevance: Relevance) -> Relevance:
-        rows, labels = relevance.to_pairs()
-        kept = stays[labels]
-        return Relevance.from_pairs(rows[kept], numbers[labels[kept]], relevance.row_count, int(stays.sum()))
-
-    splits = {}
-    for name, split in catalogue.splits.items():
-        relevance = narrowed(split.relevance)
-        left = np.flatnonzero(relevance.row_sizes())
-        splits[name] = Split(split.products[left], relevance.select(left))
-    labels = [label for label, kept in zip(catalogue.labels, stays, strict=True) if kept]
-    return replace(
-        catalogue, labels=labels, products_are_labels=False, splits=splits, exclude=narrowed(catalogue.exclude)
-    )
 
 
 def without_images(catalogue: Catalogue) -> Catalogue:

@@ -328,6 +328,32 @@ def ensure_validation(catalogue: Catalogue, fraction: float = 0.1, seed: int = 0
     return replace(catalogue, splits=splits)
 
 
+def without_labels(catalogue: Catalogue, ids: set[str]) -> Catalogue:
+    """The labels of these ids and their pairs are gone, and with them products of the splits that are left without a pair.
+
+    The same catalogue where it has no such label.
+    """
+    stays = np.array([label.id not in ids for label in catalogue.labels])
+    if stays.all():
+        return catalogue
+    numbers = np.cumsum(stays) - 1
+
+    def narrowed(relevance: Relevance) -> Relevance:
+        rows, labels = relevance.to_pairs()
+        kept = stays[labels]
+        return Relevance.from_pairs(rows[kept], numbers[labels[kept]], relevance.row_count, int(stays.sum()))
+
+    splits = {}
+    for name, split in catalogue.splits.items():
+        relevance = narrowed(split.relevance)
+        left = np.flatnonzero(relevance.row_sizes())
+        splits[name] = Split(split.products[left], relevance.select(left))
+    labels = [label for label, kept in zip(catalogue.labels, stays, strict=True) if kept]
+    return replace(
+        catalogue, labels=labels, products_are_labels=False, splits=splits, exclude=narrowed(catalogue.exclude)
+    )
+
+
 def _title_groups(items: Sequence[Item]) -> list[list[int]]:
     """Positions of the items that share a title, or, without one, their images."""
     groups: dict[tuple[str, ...], list[int]] = {}

@@ -1,8 +1,9 @@
 """The combination's lessons: networks trained on parts of the training products, scored on the parts they never saw.
 
 A network's scores on its own training products say little about new ones, and a combination learned from those would
-trust it too much (Wolpert 1992, stacked generalisation). Each fold is a run of its own in the run's folder, so that a
-killed training goes on where it stopped.
+trust it too much (Wolpert 1992, stacked generalisation). Nor may a product that is held out be a label there: its pairs
+as a label, and its title beside theirs, tell what it goes with, and a product never seen has none. Each fold is a run of
+its own in the run's folder, so that a killed training goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mufin.catalogue import Catalogue, Split
+from mufin.catalogue import Catalogue, Split, without_labels
 from mufin.errors import ConfigError
 from mufin.evidence import MOST_PRODUCTS
 from mufin.inputs import Int64Array, normalise_title
-from mufin.metrics import remove_from_relevance
 from mufin.relevance import Relevance
 from mufin.scoring import ScoreSpec
 from mufin.title_words import SparseRows, TitleWords, fit_title_words
@@ -36,6 +36,7 @@ from mufin.training.config import CombinationConfig, TrainConfig
 from mufin.training.encode import embed_items, encode_items
 from mufin.training.evaluation import Candidates, EncodedLabels, rank_candidates
 from mufin.training.loop import Session
+from mufin.training.model import Mufin
 from mufin.training.preparation import TrainingData
 from mufin.training.validation import all_labels, precision
 
@@ -64,6 +65,18 @@ class Titles:
         return cls(words, words.rows([item.title for item in catalogue.products]), labels, folds)
 
 
+@dataclass(frozen=True)
+class Folds:
+    """What the folds were trained on."""
+
+    catalogue: Catalogue
+    """With its validation split"""
+    titles: Titles
+    prepare: Callable[[Catalogue, Mufin, int], TrainingData]
+    """Catalogue of a fold, the network trained on it, its number -> its data with what that network's own frozen parts
+    say: its word vectors were fitted on fewer titles than those of the whole, and are others"""
+
+
 def fold_numbers(titles: list[str], folds: int, seed: int) -> Int64Array:
     """(n,) fold of each training product; equal titles share one, or a product's double would give its labels away."""
     names = [normalise_title(title).lower() or f"\0{place}" for place, title in enumerate(titles)]
@@ -73,14 +86,24 @@ def fold_numbers(titles: list[str], folds: int, seed: int) -> Int64Array:
 
 
 def fold_catalogue(catalogue: Catalogue, numbers: Int64Array, fold: int) -> Catalogue:
-    """The training split without a fold's products, which become the validation split."""
+    """The training split without a fold's products, which become the validation split and are no labels any more.
+
+    Products that have no other label are left out. Raises ConfigError where that leaves nothing to train on.
+    """
     train = catalogue.splits["train"]
     inside, outside = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
 
     def part(rows: Int64Array) -> Split:
         return Split(train.products[rows], train.relevance.select(rows))
 
-    return replace(catalogue, splits={"train": part(inside), "valid": part(outside)})
+    held_out = {catalogue.products[int(row)].id for row in train.products[outside]}
+    found = without_labels(replace(catalogue, splits={"train": part(inside), "valid": part(outside)}), held_out)
+    if not len(found.splits["train"].products):
+        raise ConfigError(
+            f"combination.folds: without the {len(held_out)} products of fold {fold + 1}, as products and as labels, no "
+            f"pair of {len(catalogue.labels)} labels is left to train on; set combination.folds=0"
+        )
+    return found
 
 
 def train_folds(
@@ -100,16 +123,6 @@ def train_folds(
     alone = replace(config, combination=CombinationConfig())
     for fold in range(config.combination.folds):
         train(fold_catalogue(catalogue, numbers, fold), alone, folder / FOLDS_FOLDER / str(fold))
-
-
-def _fold_data(data: TrainingData, numbers: Int64Array, fold: int) -> TrainingData:
-    inside, outside = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
-    train, rows = data.train.select(inside), data.train_rows[outside]
-    valid = remove_from_relevance(data.train.select(outside), data.forbidden.select(rows))
-    return replace(
-        data, train_rows=data.train_rows[inside], train=train, valid_rows=rows, valid=valid,
-        frequency=train.label_frequency(),
-    )  # fmt: skip
 
 
 def combiner_of(session: Session, data: TrainingData, titles: Titles, scratch: Path) -> Combiner:
@@ -140,32 +153,36 @@ def candidates_of(
     )  # fmt: skip
 
 
-def lessons(session: Session, data: TrainingData, titles: Titles, bags: Path) -> Lists:
+def lessons(session: Session, folds: Folds, bags: Path) -> Lists:
     """Candidates of all training products, each scored by the fold's network that never saw it."""
     found: list[tuple[CombinedCandidates, Relevance]] = []
     for fold in range(session.config.combination.folds):
+        part = fold_catalogue(folds.catalogue, folds.titles.folds, fold)
         run = load_run(session.folder / FOLDS_FOLDER / str(fold))
         own = replace(session, model=run.model.to(session.device))
-        part = _fold_data(data, titles.folds, fold)
-        labels = all_labels(own, part, bags.with_name("fold-bags.npy"))
-        found.append((candidates_of(own, part, labels, combiner_of(own, part, titles, bags), True), part.valid))
+        if len(part.splits["valid"].products):
+            data = folds.prepare(part, own.model, fold)
+            named = folds.titles.words.rows([label.title for label in part.labels])
+            labels = all_labels(own, data, bags.with_name("fold-bags.npy"))
+            combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags)
+            found.append((candidates_of(own, data, labels, combiner, True), data.valid))
         session.reporter.step("scoring folds", fold + 1, session.config.combination.folds)
     return Lists.of(found)
 
 
 def choose_combination(
-    session: Session, data: TrainingData, titles: Titles, labels: EncodedLabels, bags: Path, plain: dict[str, float]
+    session: Session, data: TrainingData, folds: Folds, labels: EncodedLabels, bags: Path, plain: dict[str, float]
 ) -> tuple[Combiner | None, dict[str, Any]]:
     """The combination that does best on validation, and what was tried; None where plain fusion does no worse.
 
     ``plain``: the validation figures of the fusion of shortlist and classifier alone.
     """
-    learned_from = lessons(session, data, titles, bags)
+    learned_from = lessons(session, folds, bags)
     report: dict[str, Any] = {"lists": len(learned_from), "candidates": len(learned_from.relevant), "tried": {}}
     if not len(learned_from):
         session.reporter.say("no fold's product has a relevant candidate: scores are fused without a combination")
         return None, {**report, "kept": False}
-    combiner = combiner_of(session, data, titles, bags)
+    combiner = combiner_of(session, data, folds.titles, bags)
     valid = candidates_of(session, data, labels, combiner, keep_features=True)
     best: tuple[float, Combiner | None] = (_worth(plain), None)
     for hidden in _HIDDEN:

@@ -36,7 +36,7 @@ from mufin.training.disk import allocate, atomic_write
 from mufin.training.encode import (
     embed_items,
 )
-from mufin.training.folds import FOLDS_FOLDER, Titles, train_folds
+from mufin.training.folds import FOLDS_FOLDER, Folds, Titles, train_folds
 from mufin.training.item_arrays import prepare
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
 from mufin.training.memory import out_of_memory_explained
@@ -45,7 +45,7 @@ from mufin.training.mining import (
     clustered_batches,
     random_batches,
 )
-from mufin.training.model import BagAttention, ItemEncoder
+from mufin.training.model import BagAttention, ItemEncoder, Mufin
 from mufin.training.preparation import (
     TrainingData,
     new_network,
@@ -59,7 +59,7 @@ from mufin.training.ranker_step import ranker_groups, ranker_loss
 from mufin.training.score_fitting import fit_scores
 from mufin.training.shortlist import LabelSearch
 from mufin.training.siamese_step import siamese_loss
-from mufin.training.stored_features import fit_words, with_frozen_backbones, with_stored_features
+from mufin.training.stored_features import fit_words, frozen_features, with_frozen_backbones, with_stored_features
 from mufin.training.validation import (
     evaluate_full,
     evaluate_shortlist,
@@ -142,8 +142,14 @@ def train(
                     cache,
                     here,
                 )
-        titles = Titles.of(catalogue, config) if config.combination.folds else None
-        metrics = finish(session, data, tokenizer_json, facts, cache, titles)
+
+        def fold_data(part: Catalogue, network: Mufin, fold: int) -> TrainingData:
+            to = cache / f"fold-{fold}"
+            found = prepare(part, config.inputs, tokenizer, to, reporter.step, kept)
+            return training_data(part, *frozen_features(network.encoder, config, *found, device, to, kept))
+
+        folds = Folds(catalogue, Titles.of(catalogue, config), fold_data) if config.combination.folds else None
+        metrics = finish(session, data, tokenizer_json, facts, cache, folds)
     workers.wait()
     if workers.is_main:
         shutil.rmtree(folder / "cache")
@@ -308,18 +314,18 @@ def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: b
 
 
 def finish(
-    session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path, titles: Titles | None
+    session: Session, data: TrainingData, tokenizer_json: str, facts: RunFacts, cache: Path, folds: Folds | None
 ) -> dict[str, Any]:
     """Re-index with the final encoder, choose fusion and calibration on validation, save the run.
 
-    ``titles``: the folds were trained, and a combination is learned from them.
+    ``folds``: those that were trained; a combination is learned from them.
     """
     if not session.scored:
         if session.workers.is_main:
             spec = ScoreSpec(shortlist_size=session.config.shortlist.size)
             save_run(session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity)
         return {}
-    fitted = fit_scores(session, data, cache / "bags.npy", titles=titles)
+    fitted = fit_scores(session, data, cache / "bags.npy", folds=folds)
     combined, learned = None, fitted.combiner
     if learned is not None and learned.combination is not None:
         combined = learned.evidence, learned.combination

@@ -15,7 +15,7 @@ from mufin.scoring import ScoreSpec
 from mufin.training.calibration import calibrate, outcomes_of
 from mufin.training.combining import Combiner
 from mufin.training.evaluation import EncodedLabels, rank_candidates
-from mufin.training.folds import Titles, choose_combination, without_training
+from mufin.training.folds import Folds, choose_combination, without_training
 from mufin.training.fusion import choose_fusion_weight
 from mufin.training.loop import Session
 from mufin.training.preparation import TrainingData
@@ -36,11 +36,11 @@ class FittedScores:
 
 
 def fit_scores(
-    session: Session, data: TrainingData, bags: Path, fusion_weight: float | None = None, titles: Titles | None = None
+    session: Session, data: TrainingData, bags: Path, fusion_weight: float | None = None, folds: Folds | None = None
 ) -> FittedScores:
     """Encode all labels, their bags into the file ``bags``, and fit. ``fusion_weight``: taken as it is; None: chosen.
 
-    ``titles``: learn a combination from the folds that were trained; without them there is none.
+    ``folds``: those that were trained, to learn a combination from; without them there is none.
     """
     labels = all_labels(session, data, bags)
     candidates = score_products(session, data, data.products, data.valid_rows, labels)
@@ -49,9 +49,9 @@ def fit_scores(
     ranked = rank_candidates(candidates, data.valid_rows, spec)
     combiner: Combiner | None = None
     extra: dict[str, Any] = {}
-    if titles is not None:
+    if folds is not None:
         fusion = precision(ranked.rows["full"], data.valid)
-        combiner, report = choose_combination(session, data, titles, labels, bags, fusion)
+        combiner, report = choose_combination(session, data, folds, labels, bags, fusion)
         extra = {"fusion": fusion, "combination": report}
         candidates = score_products(session, data, data.products, data.valid_rows, labels, combiner)
         ranked = rank_candidates(candidates, data.valid_rows, spec)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mufin.catalogue import Catalogue, Item, Relevance, Split, ensure_validation, read_catalogue
+from mufin.catalogue import Catalogue, Item, Relevance, Split, ensure_validation, read_catalogue, without_labels
 from mufin.errors import CatalogueError
 
 DATA = Path(os.environ.get("MUFIN_DATA_DIR", Path(__file__).parents[2] / "../shared/data"))
@@ -256,6 +256,29 @@ def test_a_label_with_one_pair_keeps_it(tmp_path: Path) -> None:
     cut = ensure_validation(_product_catalogue(tmp_path, [f"t{n}" for n in range(100)], pairs, 51), 0.2)
     assert len(cut.splits["valid"].products) == 20
     assert min(cut.splits["valid"].products) >= 50
+
+
+def test_labels_taken_away_take_their_pairs_along(folder: Path) -> None:
+    """Exclusions, too; the other labels keep theirs under new numbers, and products without a pair leave their split."""
+    whole = read_catalogue(folder)
+    assert without_labels(whole, {"no such label"}) is whole
+    gone = whole.labels[0].id
+    part = without_labels(whole, {gone})
+    assert [label.id for label in part.labels] == [label.id for label in whole.labels[1:]]
+    assert part.products == whole.products and not part.products_are_labels
+
+    def named(catalogue: Catalogue, rows: np.ndarray, relevance: Relevance) -> set[tuple[str, str]]:
+        pairs = zip(*relevance.to_pairs(), strict=True)
+        return {(catalogue.products[int(rows[row])].id, catalogue.labels[int(label)].id) for row, label in pairs}
+
+    for name, split in whole.splits.items():
+        own = part.splits[name]
+        left = {pair for pair in named(whole, split.products, split.relevance) if pair[1] != gone}
+        assert named(part, own.products, own.relevance) == left
+        assert own.relevance.row_sizes().min(initial=1) > 0 and own.relevance.label_count == len(part.labels)
+    everything = np.arange(len(whole.products))
+    left = {pair for pair in named(whole, everything, whole.exclude) if pair[1] != gone}
+    assert named(part, everything, part.exclude) == left
 
 
 def test_a_catalogue_with_validation_is_left_alone_and_an_uncuttable_one_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mufin.catalogue import read_catalogue
+from mufin.catalogue import Catalogue, read_catalogue
 from mufin.combination import FEATURES
 from mufin.errors import ConfigError
 from mufin.training import folds as folds_module
@@ -66,6 +66,43 @@ def test_folds_part_the_training_products(catalogue_folder: Path) -> None:
             part.splits["valid"].relevance.row(0), catalogue.splits["train"].relevance.row(row)
         )
     assert sorted(held_out) == sorted(catalogue.splits["train"].products.tolist())
+
+
+@pytest.fixture(scope="module")
+def mutual(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Products that are the labels of one another."""
+    return read_catalogue(make_tiny_catalogue(tmp_path_factory.mktemp("mutual") / "tiny", 140, with_labels=False))
+
+
+def test_a_product_that_is_held_out_is_no_label_of_its_fold(mutual: Catalogue) -> None:
+    """Its pairs as a label would tell what it goes with; everybody else's are all there, by their ids."""
+    train_split = mutual.splits["train"]
+    every = {
+        (mutual.products[int(train_split.products[row])].id, mutual.labels[int(label)].id)
+        for row, label in zip(*train_split.relevance.to_pairs(), strict=True)
+    }
+    titles = Titles.of(mutual, tiny_config(FOLDED))
+    for fold in range(2):
+        part = fold_catalogue(mutual, titles.folds, fold)
+        held_out = {mutual.products[int(row)].id for row in train_split.products[titles.folds == fold]}
+        names = [label.id for label in part.labels]
+        assert held_out and not held_out & set(names) and len(names) == len(mutual.labels) - len(held_out)
+        found = {
+            (part.products[int(split.products[row])].id, names[int(label)])
+            for split in part.splits.values()
+            for row, label in zip(*split.relevance.to_pairs(), strict=True)
+        }
+        assert found == {pair for pair in every if pair[1] not in held_out}
+        assert all(split.relevance.row_sizes().min() > 0 for split in part.splits.values())
+
+
+def test_folds_that_leave_no_pair_are_refused(mutual: Catalogue) -> None:
+    """With what to set."""
+    train_split = mutual.splits["train"]
+    numbers = np.zeros(len(train_split.products), np.int64)
+    numbers[0] = 1  # it alone would be trained on, and its labels are all held out
+    with pytest.raises(ConfigError, match=r"fold 1, .* no pair of 140 labels is left .* set combination\.folds=0"):
+        fold_catalogue(mutual, numbers, 0)
 
 
 @pytest.mark.parametrize("hidden", [0, 8])

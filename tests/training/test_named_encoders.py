@@ -11,10 +11,14 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mufin.catalogue import read_catalogue
 from mufin.errors import ConfigError
+from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
+from mufin.training.combining import CombinedCandidates, Combiner, Lists
+from mufin.training.folds import FOLDS_FOLDER, fold_catalogue
 from mufin.training.model import from_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
 from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.training.test_recipe import tiny_config
@@ -79,3 +83,42 @@ def test_a_random_encoder_cannot_be_frozen() -> None:
     """Random weights that never learn are a mistake, named at once."""
     with pytest.raises(ConfigError, match="a random encoder cannot be frozen"):
         tiny_config("image.trainable_layers=0")
+
+
+def test_lessons_are_what_the_folds_networks_say(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own word vectors, fitted on fewer titles: scored again from the fold's run alone, nothing differs."""
+    config = tiny_config(
+        f"text.name={encoders / 'text'}", f"image.name={encoders / 'image'}", "text.trainable_layers=0",
+        "image.trainable_layers=0", "network.word_vectors=8", "combination.folds=2",
+    )  # fmt: skip
+    original, found = folds_module.candidates_of, []
+
+    def looking(*arguments: object, **keywords: bool) -> CombinedCandidates:
+        own: CombinedCandidates = original(*arguments, **keywords)  # type: ignore[arg-type]
+        found.append((arguments[1], own, arguments[3]))
+        return own
+
+    kept = folds_module.lessons
+
+    def compared(session: object, folds: folds_module.Folds, bags: Path) -> Lists:
+        lists = kept(session, folds, bags)  # type: ignore[arg-type]
+        for fold, (_, own, combiner) in enumerate(found):
+            part = fold_catalogue(folds.catalogue, folds.titles.folds, fold)
+            again = rank_split(tmp_path / "run" / FOLDS_FOLDER / str(fold), part, "valid")
+            ours = own.candidates
+            assert isinstance(combiner, Combiner) and len(combiner.evidence.frequency) == len(part.labels)
+            for row in range(len(again.products)):
+                scores = dict(zip(ours.labels[row].tolist(), ours.shortlist_scores[row].tolist(), strict=True))
+                for label, score in zip(again.rows["shortlist"][row], again.scores["shortlist"][row], strict=True):
+                    if label >= 0:
+                        assert scores[int(label)] == pytest.approx(float(score), abs=1e-5)
+        assert len(found) == 2
+        return lists
+
+    monkeypatch.setattr(folds_module, "candidates_of", looking)
+    monkeypatch.setattr(folds_module, "lessons", compared)
+    mutual = read_catalogue(make_tiny_catalogue(tmp_path / "mutual", 140, with_labels=False))
+    train(mutual, config, tmp_path / "run", Reporter(quiet=True))
+    assert len(found) > 2  # the validation split, scored by the whole network
