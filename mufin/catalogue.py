@@ -301,7 +301,8 @@ def ensure_validation(catalogue: Catalogue, fraction: float = 0.1, seed: int = 0
     """Cuts ``fraction`` of the training products off as ``valid`` when there is no valid split.
 
     Products of one normalised title stay on one side. A label keeps at least half of its training pairs, and one:
-    where that forbids it, valid is smaller than asked for.
+    where that forbids it, valid is smaller than asked for. Products that are no labels come first: a label's own pairs
+    tell what it goes with, and what is chosen on products that are told of does not hold for new ones.
     """
     if "valid" in catalogue.splits:
         return catalogue
@@ -311,7 +312,12 @@ def ensure_validation(catalogue: Catalogue, fraction: float = 0.1, seed: int = 0
         raise ValueError(f"fraction is {fraction}, must lie between 0 and 1")
     train = catalogue.splits["train"]
     groups = _title_groups([catalogue.products[row] for row in train.products])
-    chosen = _choose_groups(groups, train.relevance, max(1, round(fraction * len(train.products))), seed)
+    labels = {label.id for label in catalogue.labels}
+    told = np.array([any(catalogue.products[train.products[row]].id in labels for row in group) for group in groups])
+    wanted = max(1, round(fraction * len(train.products)))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    order = order[np.argsort(told[order], kind="stable")]
+    chosen = _choose_groups(groups, train.relevance, wanted, order)
     if not chosen or len(chosen) == len(groups):
         raise CatalogueError(
             catalogue.folder / "train.csv",
@@ -363,12 +369,11 @@ def _title_groups(items: Sequence[Item]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _choose_groups(groups: list[list[int]], relevance: Relevance, wanted: int, seed: int) -> list[int]:
-    """Random groups whose leaving starves no label; when every group would, the one that starves fewest."""
+def _choose_groups(groups: list[list[int]], relevance: Relevance, wanted: int, order: Int64Array) -> list[int]:
+    """The first groups of an order whose leaving starves no label; when every group would, the one that starves fewest."""
     frequency = relevance.label_frequency()
     floor = np.maximum(1, -(-frequency // 2))
     remaining = frequency.copy()
-    order = np.random.default_rng(seed).permutation(len(groups))
     losses = [_label_losses(groups[group], relevance) for group in order]
     chosen, products = [], 0
     for group, (labels, counts) in zip(order, losses, strict=True):

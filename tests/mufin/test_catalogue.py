@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_a_label_with_one_pair_keeps_it(tmp_path: Path) -> None:
     cut = ensure_validation(_product_catalogue(tmp_path, [f"t{n}" for n in range(100)], pairs, 51), 0.2)
     assert len(cut.splits["valid"].products) == 20
     assert min(cut.splits["valid"].products) >= 50
+
+
+def test_products_that_are_no_labels_are_validated_on_first(tmp_path: Path) -> None:
+    """Labels themselves only where the others do not suffice; equal titles still stay together."""
+    pairs = [(n, (n + step) % 60) for n in range(100) for step in (1, 2, 3, 4)]
+    whole = _product_catalogue(tmp_path, [f"t{n % 97}" for n in range(100)], pairs, 60)
+    whole = replace(whole, labels=whole.products[:60])
+    few = set(ensure_validation(whole, 0.2).splits["valid"].products.tolist())
+    assert len(few) == 20 and min(few) >= 60 and not few & {97, 98, 99}  # they share a title with a label
+    many = set(ensure_validation(whole, 0.45).splits["valid"].products.tolist())
+    assert set(range(60, 97)) <= many and min(many) < 60
 
 
 def test_labels_taken_away_take_their_pairs_along(folder: Path) -> None:
