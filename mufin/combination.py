@@ -22,7 +22,8 @@ COMBINATION_FILE = "combination.npz"
 
 SCORERS = (
     "shortlist", "classifier", "products_near", "products_wide", "words_near", "words_wide", "titles_near",
-    "titles_wide", "title_match", "sentence_match", "ridge",
+    "titles_wide", "title_match", "sentence_match", "ridge", "own_best", "own_second", "own_mean", "like_ridge",
+    "like_titles", "companions",
 )  # fmt: skip
 VIEWS = ("score", "ratio", "place", "distance")
 PRODUCT_FEATURES = ("best_product", "best_words", "best_title", "has_title", "has_images")
@@ -34,6 +35,8 @@ FEATURES = (
 _LEADING = 50
 """Candidates whose mean and spread a score's distance is taken from."""
 _WIDEST = 20.0
+_SAME = 1e-5
+"""Share of the best score"""
 
 
 def candidate_features(
@@ -49,7 +52,7 @@ def candidate_features(
             shortlist, classifier, evidence.by_embedding_near.of(labels), evidence.by_embedding_wide.of(labels),
             evidence.by_words_near.of(labels), evidence.by_words_wide.of(labels), evidence.by_title_near.of(labels),
             evidence.by_title_wide.of(labels), evidence.title_match(labels), evidence.sentence_match(labels),
-            evidence.ridge_of(labels),
+            evidence.ridge_of(labels), *evidence.own_products(labels), *evidence.of_related(labels),
         ]
     )  # fmt: skip
     own = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
@@ -60,7 +63,10 @@ def candidate_features(
 
 
 def _views(scores: FloatArray) -> list[FloatArray]:
-    """(scorers, n) -> scorers x views columns (n,). Equal scores share a place, so that order of input says nothing."""
+    """(scorers, n) -> scorers x views columns (n,). Equal scores share a place, so that order of input says nothing.
+
+    Equal but for rounding: labels of the same training products differ by what an encoder's last bit makes of them.
+    """
     ordered = -np.sort(-scores, axis=1)
     leading = ordered[:, :_LEADING]
     mean, spread = leading.mean(axis=1, keepdims=True), leading.std(axis=1, keepdims=True)
@@ -68,7 +74,7 @@ def _views(scores: FloatArray) -> list[FloatArray]:
     columns: list[FloatArray] = []
     distance = np.clip((scores - mean) / (spread + 1e-6), -_WIDEST, _WIDEST)
     for row in range(len(scores)):
-        place = np.searchsorted(-ordered[row], -scores[row], side="left")
+        place = np.searchsorted(-ordered[row], -scores[row] - _SAME * best[row], side="left")
         columns += [scores[row], scores[row] / best[row], 1.0 / np.sqrt(1.0 + place), distance[row]]
     return columns
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from mufin.inputs import FloatArray, Int64Array
+from mufin.related_labels import RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import Postings, SparseRow, SparseRows, TitleWords
@@ -68,6 +69,12 @@ class ProductEvidence:
     """The same by words; 0 when no word is known"""
     best_title: float
     """The same by words and sentence together; 0 without a title"""
+    title_products: FloatArray
+    """(N,) cosines with the training products by words and sentence together; 0 without a title"""
+    label_products: Relevance
+    """(L, N) training products of each label"""
+    related: RelatedLabels | None
+    """None where there are too many labels for it"""
 
     def candidates(self) -> Int64Array:
         """Labels worth scoring beside the shortlist: the ``CANDIDATES`` best of each kind, ascending."""
@@ -93,6 +100,44 @@ class ProductEvidence:
             known = labels < len(self.label_sentences)
             found[known] = self.label_sentences[labels[known]] @ self.sentence
         return found
+
+    def own_products(self, labels: Int64Array) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Best, second best and mean cosine of the title with the training products of (m,) labels.
+
+        0 for a label that has none, and the second for one that has a single one.
+        """
+        best, second, mean = (np.zeros(len(labels), dtype=np.float32) for _ in range(3))
+        known = np.flatnonzero(labels < self.label_products.row_count)
+        own = self.label_products.select(labels[known])
+        sizes, starts = own.row_sizes(), own.indptr[:-1]
+        known, starts, sizes = known[sizes > 0], starts[sizes > 0], sizes[sizes > 0]
+        if not len(known):
+            return best, second, mean
+        cosines = self.title_products[own.indices]
+        highest = np.maximum.reduceat(cosines, starts)
+        leads = cosines == np.repeat(highest, sizes)
+        following = np.maximum.reduceat(np.where(leads, np.float32(-1), cosines), starts)
+        best[known] = highest
+        # Two products of one title lead together.
+        second[known] = np.where(np.add.reduceat(leads.astype(np.int64), starts) > 1, highest, following)
+        second[known[sizes == 1]] = 0
+        mean[known] = np.add.reduceat(cosines, starts) / sizes
+        return best, second, mean
+
+    def of_related(self, labels: Int64Array) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What is said of the labels beside (m,) labels: ridge scores and title votes of those of like titles, title
+        votes of those that share training products; 0 for a label added later."""
+        ridge, votes, companions = (np.zeros(len(labels), dtype=np.float32) for _ in range(3))
+        if self.related is None:
+            return ridge, votes, companions
+        known = np.flatnonzero(labels < len(self.related.like))
+        own = labels[known]
+        shares = np.zeros(len(self.related.like), dtype=np.float32)
+        shares[self.by_title_wide.labels] = self.by_title_wide.shares
+        ridge[known] = self.related.like.spread(self.ridge, own)
+        votes[known] = self.related.like.spread(shares, own)
+        companions[known] = self.related.companions.spread(shares, own)
+        return ridge, votes, companions
 
 
 def _of_known(scores: FloatArray, labels: Int64Array) -> FloatArray:
@@ -124,11 +169,18 @@ class Evidence:
     """(L, W) the same of labels"""
     ridge: TitleRidge | None
     """None where the catalogue is too large for it"""
+    related: RelatedLabels | None = None
+    """The same"""
 
     @cached_property
     def frequency(self) -> Int64Array:
         """(L,) training products of each label"""
         return self.relevance.label_frequency()
+
+    @cached_property
+    def _label_products(self) -> Relevance:
+        rows, labels = self.relevance.to_pairs()
+        return Relevance.from_pairs(labels, rows, self.relevance.label_count, self.relevance.row_count)
 
     @cached_property
     def _product_postings(self) -> Postings:
@@ -149,12 +201,14 @@ class Evidence:
             words = self._product_postings.cosines(title)
             word_near, word_wide, best_words = self._votes(words)
             cosines = self._label_postings.cosines(title)
+        titles = np.zeros(len(self.products), dtype=np.float32)
         if sentence is not None:
-            title_near, title_wide, best_title = self._votes(np.float32(0.5) * (words + self.sentences @ sentence))
+            titles = np.float32(0.5) * (words + self.sentences @ sentence)
+            title_near, title_wide, best_title = self._votes(titles)
             ridge = ridge if self.ridge is None else self.ridge.scores(title, sentence)
         return ProductEvidence(
             near, wide, word_near, word_wide, title_near, title_wide, cosines, ridge, sentence, self.label_sentences,
-            best, best_words, best_title,
+            best, best_words, best_title, titles, self._label_products, self.related,
         )  # fmt: skip
 
     def _votes(self, cosines: FloatArray) -> tuple[Votes, Votes, float]:

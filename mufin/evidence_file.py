@@ -17,6 +17,7 @@ from mufin.errors import BundleError
 from mufin.evidence import Evidence
 from mufin.inputs import FloatArray
 from mufin.label_filters import write_arrays
+from mufin.related_labels import LabelNeighbours, RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import SparseRows, TitleWords
@@ -38,6 +39,9 @@ def write_evidence(path: Path, evidence: Evidence) -> None:
     if evidence.ridge is not None:
         arrays["ridge_sentences"] = evidence.ridge.sentences.astype(np.float16)
         tables.append(("ridge_words", evidence.ridge.words))
+    if evidence.related is not None:
+        for name, own in (("like", evidence.related.like), ("companions", evidence.related.companions)):
+            arrays |= {f"{name}_labels": own.labels.astype(np.int32), f"{name}_weights": own.weights}
     for name, rows in tables:
         arrays |= {f"{name}_indptr": rows.indptr, f"{name}_ids": rows.ids.astype(np.int32)}
         arrays[f"{name}_weights"] = rows.weights.astype(np.float16 if name == "ridge_words" else np.float32)
@@ -65,9 +69,13 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
             ridge = None
             if "ridge_sentences" in arrays:
                 ridge = TitleRidge(_rows(arrays, "ridge_words"), _floats(arrays["ridge_sentences"]), len(words))
+            related = None
+            if "like_labels" in arrays:
+                related = RelatedLabels(_neighbours(arrays, "like"), _neighbours(arrays, "companions"))
             found = Evidence(
                 words, _floats(arrays["products"]), relevance, _rows(arrays, "product_words"),
                 _rows(arrays, "label_words"), _floats(arrays["sentences"]), _floats(arrays["label_sentences"]), ridge,
+                related,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path}: cannot be read ({error}): export again") from error
@@ -80,6 +88,10 @@ def _rows(arrays: Any, name: str) -> SparseRows:
     return SparseRows(arrays[f"{name}_indptr"], arrays[f"{name}_ids"].astype(np.int64), weights)
 
 
+def _neighbours(arrays: Any, name: str) -> LabelNeighbours:
+    return LabelNeighbours(arrays[f"{name}_labels"].astype(np.int64), _floats(arrays[f"{name}_weights"]))
+
+
 def _floats(array: npt.NDArray[Any]) -> FloatArray:
     return np.ascontiguousarray(array, dtype=np.float32)
 
@@ -89,11 +101,20 @@ def _check(path: Path, found: Evidence, known: int) -> None:
     labels = [len(found.label_words), len(found.label_sentences)]
     if found.ridge is not None:
         labels += [len(found.ridge.words), len(found.ridge.sentences)]
+    beside = [] if found.related is None else [found.related.like, found.related.companions]
+    labels += [len(own) for own in beside]
     if len(set(products)) > 1 or set(labels) != {known} or not products[0]:
         raise BundleError(
             f"{path}: has {products[0]} embeddings, {products[1]} rows of relevance, {products[2]} product titles and "
             f"{products[3]} sentences, and {labels} rows of {known} labels: export again"
         )
+    for own in beside:
+        lowest, highest = int(own.labels.min(initial=0)), int(own.labels.max(initial=0))
+        if own.labels.shape != own.weights.shape or lowest < 0 or highest >= known:
+            raise BundleError(
+                f"{path}: has neighbours {lowest} to {highest} of {known} labels, {own.labels.shape} of them with "
+                f"{own.weights.shape} weights: export again"
+            )
     widths = [found.sentences.shape[1], found.label_sentences.shape[1]]
     tables = [found.product_words, found.label_words]
     if found.ridge is not None:

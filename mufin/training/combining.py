@@ -24,6 +24,7 @@ from mufin.training.encode import EncodedItems, store_titles
 from mufin.training.evaluation import Candidates, EncodedLabels, score_candidates
 from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import ItemEncoder, Mufin, backbone_width
+from mufin.training.related import related_labels
 from mufin.training.ridge import fit_title_ridge
 
 _PRODUCTS_AT_ONCE = 256
@@ -31,6 +32,7 @@ _LISTS_A_STEP = 64
 _LEAST_STEPS = 1500
 """A small catalogue has few lists; fewer steps than these leave the combination half learned."""
 _LEAST_EPOCHS = 10
+_MEMBERS, _HIDDEN = 3, 32
 _LEARNING_RATE = 5e-3
 _WEIGHT_DECAY = 1e-2
 
@@ -73,7 +75,8 @@ def gather_evidence(
     """
     own, named = np.array(sentences[train_rows], dtype=np.float32), product_words.select(train_rows)
     ridge = fit_title_ridge(named, own, len(words), train)
-    found = Evidence(words, embeddings, train, named, label_words, own, np.asarray(label_sentences), ridge)
+    related = related_labels(label_words, np.asarray(label_sentences, dtype=np.float32), len(words), train)
+    found = Evidence(words, embeddings, train, named, label_words, own, np.asarray(label_sentences), ridge, related)
     return stored(found)
 
 
@@ -181,7 +184,22 @@ class Lists:
         return len(self.starts) - 1
 
 
-def learn_combination(lists: Lists, hidden: int, seed: int) -> Combination:
+def learn_combination(lists: Lists, seed: int, members: int = _MEMBERS, hidden: int = _HIDDEN) -> Combination:
+    """The mean of ``members`` perceptrons of ``hidden`` units (0: linear), as one.
+
+    Members differ by what is drawn alone; which of them a single one would be is worth half a point of P@1 either way.
+    """
+    own = [learn_perceptron(lists, hidden, seed + number) for number in range(members)]
+    first = own[0]
+    outputs = np.stack([one.output_weight for one in own]) / np.float32(members)
+    return Combination(
+        first.mean, first.spread, np.concatenate([one.hidden_weight for one in own], axis=1),
+        np.concatenate([one.hidden_bias for one in own]), outputs.reshape(-1) if hidden else outputs.sum(axis=0),
+        sum(one.output_bias for one in own) / members,
+    )  # fmt: skip
+
+
+def learn_perceptron(lists: Lists, hidden: int, seed: int) -> Combination:
     """Listwise softmax over each product's candidates, its relevant ones sharing the target (ListNet, Cao et al. 2007).
 
     ``hidden`` units; 0: linear. Deterministic for a seed on one machine.

@@ -41,7 +41,6 @@ from mufin.training.preparation import TrainingData
 from mufin.training.validation import all_labels, precision
 
 FOLDS_FOLDER = "folds"
-_HIDDEN = (0, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -173,30 +172,24 @@ def lessons(session: Session, folds: Folds, bags: Path) -> Lists:
 def choose_combination(
     session: Session, data: TrainingData, folds: Folds, labels: EncodedLabels, bags: Path, plain: dict[str, float]
 ) -> tuple[Combiner | None, dict[str, Any]]:
-    """The combination that does best on validation, and what was tried; None where plain fusion does no worse.
+    """The combination, and its validation figures; None where plain fusion does no worse there.
 
     ``plain``: the validation figures of the fusion of shortlist and classifier alone.
     """
     learned_from = lessons(session, folds, bags)
-    report: dict[str, Any] = {"lists": len(learned_from), "candidates": len(learned_from.relevant), "tried": {}}
+    report: dict[str, Any] = {"lists": len(learned_from), "candidates": len(learned_from.relevant)}
     if not len(learned_from):
         session.reporter.say("no fold's product has a relevant candidate: scores are fused without a combination")
         return None, {**report, "kept": False}
     combiner = combiner_of(session, data, folds.titles, bags)
     valid = candidates_of(session, data, labels, combiner, keep_features=True)
-    best: tuple[float, Combiner | None] = (_worth(plain), None)
-    for hidden in _HIDDEN:
-        combination = learn_combination(learned_from, hidden, session.config.seed)
-        combined = np.full(valid.candidates.labels.shape, -np.inf, dtype=np.float32)
-        for row, own in enumerate(valid.features):
-            combined[row, valid.candidates.labels[row] >= 0] = combination(own)
-        scored = replace(valid.candidates, combined=combined)
-        figures = precision(_full(scored, data.valid_rows), data.valid)
-        report["tried"][str(hidden)] = figures
-        if _worth(figures) > best[0]:
-            best = _worth(figures), replace(combiner, combination=combination)
-            report["hidden"] = hidden
-    return best[1], {**report, "kept": best[1] is not None}
+    combination = learn_combination(learned_from, session.config.seed)
+    combined = np.full(valid.candidates.labels.shape, -np.inf, dtype=np.float32)
+    for row, own in enumerate(valid.features):
+        combined[row, valid.candidates.labels[row] >= 0] = combination(own)
+    figures = precision(_full(replace(valid.candidates, combined=combined), data.valid_rows), data.valid)
+    kept = _worth(figures) > _worth(plain)
+    return replace(combiner, combination=combination) if kept else None, {**report, "figures": figures, "kept": kept}
 
 
 def _worth(figures: dict[str, float]) -> float:

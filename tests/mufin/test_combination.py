@@ -17,6 +17,8 @@ from mufin.combination import (
 from mufin.errors import BundleError
 from mufin.evidence import ProductEvidence, Votes
 from mufin.inputs import FloatArray, Int64Array
+from mufin.related_labels import LabelNeighbours, RelatedLabels
+from mufin.relevance import Relevance
 
 F = len(FEATURES)
 
@@ -31,6 +33,12 @@ EVIDENCE = ProductEvidence(
     votes(l1=0.9), votes(l1=0.5, l4=0.25), votes(), votes(l4=1.0), votes(l2=0.75), votes(l2=0.25, l4=0.5),
     np.array([0, 0, 0.5, 0, 1], np.float32), np.array([0, 0.3, 0.1, 0, -0.2], np.float32),
     np.array([0.6, 0.8], np.float32), np.array([[1, 0], [0, 1], [1, 0], [0, 0], [0.6, 0.8]], np.float32), 0.7, 0.6, 0.65,
+    np.array([0.9, 0.5, 0.1, 0.9], np.float32),
+    Relevance.from_pairs(np.array([1, 1, 1, 4, 4, 4, 3]), np.array([0, 1, 2, 0, 3, 1, 2]), 5, 4),
+    RelatedLabels(
+        LabelNeighbours(np.array([[1], [4], [1], [1], [2]]), np.array([[1], [1], [0.5], [1], [0]], np.float32)),
+        LabelNeighbours(np.array([[1], [2], [4], [1], [1]]), np.array([[1], [0.5], [1], [0], [1]], np.float32)),
+    ),
 )  # fmt: skip
 LABELS = np.array([1, 2, 4], np.int64)
 FREQUENCY = np.array([9, 3, 0, 1, 7], np.int64)
@@ -64,6 +72,12 @@ def test_features_are_what_their_names_say() -> None:
     assert column("titles_wide.ratio", found) == [0.0, 0.5, 1.0]
     assert column("sentence_match.score", found) == [0.8, 0.6, 1.0]
     assert column("ridge.score", found) == [0.3, 0.1, -0.2]
+    assert column("own_best.score", found) == [0.9, 0.0, 0.9]
+    assert column("own_second.score", found) == [0.5, 0.0, 0.9]
+    assert column("own_mean.score", found) == [0.5, 0.0, 0.7667]
+    assert column("like_ridge.score", found) == [-0.2, 0.15, 0.0]
+    assert column("like_titles.score", found) == [0.5, 0.0, 0.0]
+    assert column("companions.score", found) == [0.125, 0.5, 0.0]
     assert column("log_frequency", found) == [round(float(np.log(4)), 4), 0.0, round(float(np.log(8)), 4)]
     assert column("never_trained", found) == [0.0, 1.0, 0.0]
     assert column("best_product", found) == [0.7] * 3 and column("best_title", found) == [0.65] * 3
@@ -76,12 +90,20 @@ def test_the_order_of_candidates_says_nothing() -> None:
     np.testing.assert_allclose(features(order=order), features()[order], atol=1e-6)
 
 
+def test_rounding_makes_no_place() -> None:
+    """Scores that differ in the last bits share a place, those that differ do not."""
+    shortlist = np.array([0.9, 0.9 - 2e-7, 0.8999], np.float32)
+    found = candidate_features(LABELS, shortlist, shortlist, EVIDENCE, FREQUENCY, True, False)
+    assert column("shortlist.place", found) == [1.0, 1.0, 0.5774]
+
+
 def test_a_label_beyond_the_evidence_has_none() -> None:
     """Added since training: no frequency, no votes, no match."""
     found = features(np.array([1, 2, 5], np.int64))
     assert column("never_trained", found)[2] == 1.0
-    scorers = ("title_match", "words_wide", "products_wide", "titles_near", "sentence_match", "ridge")
-    assert [column(f"{name}.score", found)[2] for name in scorers] == [0.0] * 6
+    scorers = ("title_match", "words_wide", "products_wide", "titles_near", "sentence_match", "ridge", "own_best", "own_mean",
+               "like_ridge", "companions")  # fmt: skip
+    assert [column(f"{name}.score", found)[2] for name in scorers] == [0.0] * len(scorers)
 
 
 def network(hidden: int) -> Combination:

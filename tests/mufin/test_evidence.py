@@ -12,10 +12,13 @@ import pytest
 from mufin.errors import BundleError
 from mufin.evidence import NEAR, WIDE, Evidence
 from mufin.evidence_file import read_evidence, stored, write_evidence
+from mufin.related_labels import RelatedLabels
 from mufin.relevance import Relevance
 from mufin.scoring import l2_normalise
 from mufin.title_ridge import TitleRidge, label_weights
 from mufin.title_words import fit_title_words
+from mufin.training import related as related_module
+from mufin.training.related import related_labels
 
 D, L, W = 8, 30, 6
 
@@ -33,7 +36,10 @@ def evidence() -> Evidence:
     sentences, names = (l2_normalise(random.normal(size=(n, W)).astype(np.float32)) for n in (150, L))
     weights = label_weights(random.normal(size=(L, len(words))).astype(np.float32), 5)
     ridge = TitleRidge(weights, random.normal(size=(L, W)).astype(np.float32), len(words))
-    return stored(Evidence(words, products, relevance, words.rows(titles), words.rows(labels), sentences, names, ridge))
+    related = related_labels(words.rows(labels), names, len(words), relevance)
+    return stored(
+        Evidence(words, products, relevance, words.rows(titles), words.rows(labels), sentences, names, ridge, related)
+    )
 
 
 def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evidence) -> None:
@@ -103,6 +109,74 @@ def test_ridge_is_a_linear_map_of_words_and_sentence(evidence: Evidence) -> None
     assert not evidence.of(evidence.products[0], None, None).ridge.any()
 
 
+def test_a_labels_own_products_are_its_vectors(evidence: Evidence) -> None:
+    """Best, second and mean cosine of the title with them, label by label; nothing without a title."""
+    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences[4]
+    found = evidence.of(evidence.products[0], title, sentence)
+    labels = np.array([4, 29, 0, L + 3, 4])
+    best, second, mean = found.own_products(labels)
+    for place, label in enumerate(labels):
+        own = [
+            float(found.title_products[row]) for row in range(150) if label in evidence.relevance.row(row).tolist()
+        ]  # fmt: skip
+        expected = [*sorted(own, reverse=True)[:2], float(np.mean(own))] if own else [0.0, 0.0, 0.0]
+        np.testing.assert_allclose([best[place], second[place], mean[place]], expected, atol=1e-6)
+    silent = evidence.of(evidence.products[0], None, None)
+    assert not np.any(silent.own_products(labels)) and not np.any(silent.of_related(labels)[1:])
+
+
+def test_a_label_of_one_product_has_no_second(evidence: Evidence) -> None:
+    """And one of none has nothing."""
+    relevance = Relevance.from_pairs(np.arange(2), np.array([3, 5]), 150, L)
+    found = replace(evidence, relevance=relevance).of(evidence.products[0], None, evidence.sentences[1])
+    best, second, mean = found.own_products(np.array([3, 5, 6]))
+    assert best[1] == mean[1] == pytest.approx(0.5, abs=1e-3) and not second.any()
+    assert best[2] == mean[2] == 0
+
+
+def test_neighbours_are_labels_of_like_titles_and_labels_that_share_products(evidence: Evidence) -> None:
+    """Both against the definition, through dense matrices; a label is not beside itself."""
+    assert evidence.related is not None
+    words = np.zeros((L, len(evidence.words)))
+    for label in range(L):
+        own = evidence.label_words.row(label)
+        words[label, own.ids] = own.weights
+    cosines = np.maximum(0.5 * (words @ words.T + evidence.label_sentences @ evidence.label_sentences.T), 0) ** 6
+    pairs = np.zeros((150, L))
+    for row in range(150):
+        pairs[row, evidence.relevance.row(row)] = 1
+    shares = (pairs.T @ pairs) / pairs.sum(axis=0)[:, None]
+    scores = np.linspace(1, 2, L).astype(np.float32)
+    for kind, similarity, one in (
+        (evidence.related.like, cosines, True), (evidence.related.companions, shares, False),
+    ):  # fmt: skip
+        np.fill_diagonal(similarity, 0)
+        kept = np.where(similarity >= np.sort(similarity, axis=1)[:, -10:-9], similarity, 0)
+        if one:
+            expected = kept @ scores / kept.sum(axis=1)
+            np.testing.assert_allclose(kind.spread(scores, np.arange(L)), expected, rtol=1e-2)  # float16 sentences
+        ties = np.sort(kind.weights, axis=1)[:, ::-1] * (kept.sum(axis=1, keepdims=True) if one else 1)
+        np.testing.assert_allclose(ties, np.sort(similarity, axis=1)[:, -10:][:, ::-1], rtol=2e-2, atol=1e-6)
+        assert not np.any((kind.labels == np.arange(L)[:, None]) & (kind.weights > 0))
+
+
+def test_few_labels_have_few_neighbours_and_too_many_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three labels: two each. A single one: none. Above the limit there is no table at all."""
+    words = fit_title_words(["red shoe", "red boot", "blue shoe"], least=1)
+
+    def of(count: int) -> RelatedLabels | None:
+        titles = words.rows(["red shoe", "red boot", "blue shoe"][:count])
+        relevance = Relevance.from_pairs(np.zeros(count, np.int64), np.arange(count), 1, count)
+        return related_labels(titles, np.zeros((count, 2), np.float32), len(words), relevance)
+
+    for count in (3, 1):
+        found = of(count)
+        assert found is not None and len(found.like) == count
+        assert (found.companions.weights > 0).sum() == count * (count - 1)
+    monkeypatch.setattr(related_module, "MOST_LABELS", 0)
+    assert of(1) is None
+
+
 def test_fewer_training_products_than_neighbours_all_vote(evidence: Evidence) -> None:
     """Three products, one hundred asked for: the shares are over three."""
     few = replace(
@@ -126,6 +200,8 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.sentence_match(labels), second.sentence_match(labels))
     np.testing.assert_array_equal(first.candidates(), second.candidates())
     np.testing.assert_array_equal(first.title_cosines, second.title_cosines)
+    np.testing.assert_array_equal(first.of_related(labels), second.of_related(labels))
+    np.testing.assert_array_equal(first.own_products(labels), second.own_products(labels))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +215,10 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
         ("sentences", lambda found: found[:2], "2 sentences"),
         ("sentences", lambda found: found[:, :2], "numbers"),
         ("ridge_sentences", lambda found: found[:5], "rows of 30 labels"),
+        ("like_labels", lambda found: found + L, "of 30 labels"),
+        ("like_labels", lambda found: found[:, :2], "of 30 labels"),
+        ("companions_labels", lambda found: found - L, "of 30 labels"),
+        ("companions_weights", lambda found: found[:4], "of 30 labels"),
         ("ridge_words_ids", lambda found: found + 10_000, "names word"),
         ("product_words_ids", lambda found: found + 10_000, "names word"),
     ],
