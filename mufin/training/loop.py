@@ -29,7 +29,6 @@ from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
 
 METRICS_FILE = "metrics.jsonl"
-_LEAST_SECONDS_BETWEEN_SAVES = 15.0
 
 
 @dataclass
@@ -147,11 +146,8 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
             epoch_seconds=round(time.monotonic() - started, 3), **spent, **figures,
         )  # fmt: skip
         so_far = EpochSoFar()
-        # Short epochs are worth less than what it costs to write them to the disk.
-        worth_it = min(_LEAST_SECONDS_BETWEEN_SAVES, session.config.checkpoint_minutes * 60)
-        if epoch == module.epochs or time.monotonic() - last_save >= worth_it:
-            _save(session, module, optimizers, scaler, epoch, 0, so_far)
-            last_save = time.monotonic()
+        _save(session, module, optimizers, scaler, epoch, 0, so_far)
+        last_save = time.monotonic()
 
 
 def _optimizer(group: Group) -> torch.optim.Optimizer:
