@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ _LISTS_A_STEP = 64
 _LEAST_STEPS = 1500
 """A small catalogue has few lists; fewer steps than these leave the combination half learned."""
 _LEAST_EPOCHS = 10
-_MEMBERS, _HIDDEN = 3, 32
 _LEARNING_RATE = 5e-3
 _WEIGHT_DECAY = 1e-2
 
@@ -164,27 +164,51 @@ class Lists:
     """(n + 1,): product i owns ``starts[i]:starts[i + 1]``"""
 
     @classmethod
-    def of(cls, found: Sequence[tuple[CombinedCandidates, Relevance]]) -> Lists:
+    def of(cls, found: CombinedCandidates, relevance: Relevance) -> Lists:
         """From candidates and what is relevant to their products; products without a relevant candidate teach nothing."""
-        features, relevant = [], []
-        for own, relevance in found:
-            for row, matrix in enumerate(own.features):
-                labels = own.candidates.labels[row]
-                hits = np.isin(labels[labels >= 0], relevance.row(row))
-                if hits.any():
-                    features.append(matrix)
-                    relevant.append(hits.astype(np.float32))
-        starts = np.concatenate([[0], np.cumsum([len(own) for own in relevant])]).astype(np.int64)
-        if not features:
-            empty = np.zeros((0, len(FEATURES)), dtype=np.float32)
-            return cls(empty, np.zeros(0, dtype=np.float32), starts)
+        features, relevant = [np.zeros((0, len(FEATURES)), dtype=np.float32)], [np.zeros(0, dtype=np.float32)]
+        for row, matrix in enumerate(found.features):
+            labels = found.candidates.labels[row]
+            hits = np.isin(labels[labels >= 0], relevance.row(row))
+            if hits.any():
+                features.append(matrix)
+                relevant.append(hits.astype(np.float32))
+        starts = np.cumsum([len(own) for own in relevant], dtype=np.int64)
         return cls(np.concatenate(features), np.concatenate(relevant), starts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lists]) -> Lists:
+        """One after the other; ``parts`` are not empty."""
+        offsets = np.cumsum([0, *(len(own.relevant) for own in parts)])
+        starts = [np.zeros(1, dtype=np.int64)]
+        starts += [own.starts[1:] + offset for own, offset in zip(parts, offsets[:-1], strict=True)]
+        return cls(
+            np.concatenate([own.features for own in parts]), np.concatenate([own.relevant for own in parts]),
+            np.concatenate(starts),
+        )  # fmt: skip
+
+    def precision(self, scores: FloatArray) -> dict[str, float]:
+        """P@1 and P@5 of every list ordered by (C,) scores, ties as they come."""
+        found = {1: 0.0, 5: 0.0}
+        for start, end in pairwise(self.starts):
+            order = np.argsort(-scores[start:end], kind="stable")
+            hits = self.relevant[start:end][order]
+            for k in found:
+                found[k] += float(hits[:k].sum()) / k
+        return {f"P@{k}": total / len(self) for k, total in found.items()}
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
 
-def learn_combination(lists: Lists, seed: int, members: int = _MEMBERS, hidden: int = _HIDDEN) -> Combination:
+def fused_scores(features: FloatArray, fusion_weight: float) -> FloatArray:
+    """(C, F) -> (C,): what the network's two scores say without a combination."""
+    shortlist, classifier = (features[:, FEATURES.index(f"{name}.score")] for name in ("shortlist", "classifier"))
+    alpha = np.float32(fusion_weight)
+    return np.asarray(alpha * classifier + (np.float32(1) - alpha) * shortlist, dtype=np.float32)
+
+
+def learn_combination(lists: Lists, seed: int, members: int, hidden: int) -> Combination:
     """The mean of ``members`` perceptrons of ``hidden`` units (0: linear), as one.
 
     Members differ by what is drawn alone; which of them a single one would be is worth half a point of P@1 either way.

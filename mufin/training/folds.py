@@ -20,7 +20,6 @@ from mufin.errors import ConfigError
 from mufin.evidence import MOST_PRODUCTS
 from mufin.inputs import Int64Array, normalise_title
 from mufin.relevance import Relevance
-from mufin.scoring import ScoreSpec
 from mufin.title_words import SparseRows, TitleWords, fit_title_words
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import (
@@ -28,19 +27,23 @@ from mufin.training.combining import (
     Combiner,
     Lists,
     combined_candidates,
+    fused_scores,
     gather_evidence,
     learn_combination,
     title_sentences,
 )
 from mufin.training.config import CombinationConfig, TrainConfig
 from mufin.training.encode import embed_items, encode_items
-from mufin.training.evaluation import Candidates, EncodedLabels, rank_candidates
+from mufin.training.evaluation import EncodedLabels
 from mufin.training.loop import Session
 from mufin.training.model import Mufin
 from mufin.training.preparation import TrainingData
-from mufin.training.validation import all_labels, precision
+from mufin.training.validation import all_labels
 
 FOLDS_FOLDER = "folds"
+KINDS = ((1, 0), (3, 32))
+"""(perceptrons, units of each): a linear combination, which is all that some thousand lists can teach, and the mean of
+three with a hidden layer"""
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,9 @@ def candidates_of(
     )  # fmt: skip
 
 
-def lessons(session: Session, folds: Folds, bags: Path) -> Lists:
-    """Candidates of all training products, each scored by the fold's network that never saw it."""
-    found: list[tuple[CombinedCandidates, Relevance]] = []
+def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
+    """Candidates of each fold's products, scored by the network that never saw them; folds that teach something."""
+    found: list[Lists] = []
     for fold in range(session.config.combination.folds):
         part = fold_catalogue(folds.catalogue, folds.titles.folds, fold)
         run = load_run(session.folder / FOLDS_FOLDER / str(fold))
@@ -164,41 +167,51 @@ def lessons(session: Session, folds: Folds, bags: Path) -> Lists:
             named = folds.titles.words.rows([label.title for label in part.labels])
             labels = all_labels(own, data, bags.with_name("fold-bags.npy"))
             combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags)
-            found.append((candidates_of(own, data, labels, combiner, True), data.valid))
+            found.append(Lists.of(candidates_of(own, data, labels, combiner, True), data.valid))
         session.reporter.step("scoring folds", fold + 1, session.config.combination.folds)
-    return Lists.of(found)
+    return [own for own in found if len(own)]
 
 
 def choose_combination(
-    session: Session, data: TrainingData, folds: Folds, labels: EncodedLabels, bags: Path, plain: dict[str, float]
+    session: Session, data: TrainingData, folds: Folds, labels: EncodedLabels, bags: Path, fusion_weight: float
 ) -> tuple[Combiner | None, dict[str, Any]]:
-    """The combination, and its validation figures; None where plain fusion does no worse there.
+    """The kind of combination that does best, and how all did; None where fusing shortlist and classifier does no worse.
 
-    ``plain``: the validation figures of the fusion of shortlist and classifier alone.
+    Judged by the folds' products, each by a combination learned from the other folds: there are ten times as many as
+    validation products, of which some hundred leave the choice to chance, and the fusion weight was not chosen on them.
     """
-    learned_from = lessons(session, folds, bags)
-    report: dict[str, Any] = {"lists": len(learned_from), "candidates": len(learned_from.relevant)}
-    if not len(learned_from):
-        session.reporter.say("no fold's product has a relevant candidate: scores are fused without a combination")
-        return None, {**report, "kept": False}
+    taught, seed = lessons(session, folds, bags), session.config.seed
+    report: dict[str, Any] = {
+        "lists": sum(map(len, taught)), "candidates": sum(len(own.relevant) for own in taught), "kept": False,
+    }  # fmt: skip
+    if len(taught) < 2:
+        session.reporter.say(
+            "fewer than two folds have a product with a relevant candidate: scores are fused without a combination"
+        )
+        return None, report
+    everything = Lists.joined(taught)
+    fusion = everything.precision(fused_scores(everything.features, fusion_weight))
+    report["out_of_fold"] = {"fusion": fusion}
+    best, members = _worth(fusion), 0
+    for count, hidden in KINDS:
+        learned = [
+            learn_combination(Lists.joined([*taught[:fold], *taught[fold + 1 :]]), seed, count, hidden)(own.features)
+            for fold, own in enumerate(taught)
+        ]
+        figures = everything.precision(np.concatenate(learned))
+        report["out_of_fold"][str(hidden)] = figures
+        if _worth(figures) > best:
+            best, members, report["hidden"] = _worth(figures), count, hidden
+    if not members:
+        return None, report
     combiner = combiner_of(session, data, folds.titles, bags)
-    valid = candidates_of(session, data, labels, combiner, keep_features=True)
-    combination = learn_combination(learned_from, session.config.seed)
-    combined = np.full(valid.candidates.labels.shape, -np.inf, dtype=np.float32)
-    for row, own in enumerate(valid.features):
-        combined[row, valid.candidates.labels[row] >= 0] = combination(own)
-    figures = precision(_full(replace(valid.candidates, combined=combined), data.valid_rows), data.valid)
-    kept = _worth(figures) > _worth(plain)
-    return replace(combiner, combination=combination) if kept else None, {**report, "figures": figures, "kept": kept}
+    combination = learn_combination(everything, seed, members, report["hidden"])
+    return replace(combiner, combination=combination), {**report, "kept": True}
 
 
 def _worth(figures: dict[str, float]) -> float:
     """As the fusion weight is chosen (``fusion``)."""
     return figures["P@1"] + figures["P@5"]
-
-
-def _full(candidates: Candidates, rows: Int64Array) -> Int64Array:
-    return rank_candidates(candidates, rows, ScoreSpec()).rows["full"]
 
 
 def without_training(combiner: Combiner) -> Combiner:

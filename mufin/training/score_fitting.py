@@ -51,7 +51,7 @@ def fit_scores(
     extra: dict[str, Any] = {}
     if folds is not None:
         fusion = precision(ranked.rows["full"], data.valid)
-        combiner, report = choose_combination(session, data, folds, labels, bags, fusion)
+        combiner, report = choose_combination(session, data, folds, labels, bags, chosen)
         extra = {"fusion": fusion, "combination": report}
         candidates = score_products(session, data, data.products, data.valid_rows, labels, combiner)
         ranked = rank_candidates(candidates, data.valid_rows, spec)

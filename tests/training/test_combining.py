@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mufin.catalogue import Catalogue, read_catalogue
-from mufin.combination import FEATURES
+from mufin.combination import FEATURES, Combination
 from mufin.errors import ConfigError
 from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
@@ -133,6 +133,43 @@ def test_learning_is_repeatable() -> None:
     np.testing.assert_array_equal(first(features), second(features))
 
 
+def test_a_kind_is_judged_by_folds_that_it_did_not_learn_from(
+    catalogue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fold's lists are scored by what was learned from all others, and what is kept is learned from all."""
+    lessons = folds_module.lessons
+    taught: list[Lists] = []
+    learned_from: list[int] = []
+
+    def looking(*arguments: object) -> list[Lists]:
+        taught.extend(lessons(*arguments))  # type: ignore[arg-type]
+        return taught
+
+    def noting(lists: Lists, seed: int, members: int, hidden: int) -> Combination:
+        learned_from.append(len(lists.relevant))
+        return learn_combination(lists, seed, members, hidden)
+
+    monkeypatch.setattr(folds_module, "lessons", looking)
+    monkeypatch.setattr(folds_module, "learn_combination", noting)
+    metrics = train(read_catalogue(catalogue_folder), tiny_config(FOLDED), tmp_path / "run", Reporter(quiet=True))
+    first, second = (len(own.relevant) for own in taught)
+    assert metrics["combination"]["kept"] and first != second
+    assert learned_from == [second, first] * len(folds_module.KINDS) + [first + second]
+    assert metrics["combination"]["lists"] == sum(len(own) for own in taught)
+
+
+def test_precision_of_lists() -> None:
+    """By hand, lists of different lengths, one shorter than five; joined lists are the same lists."""
+    relevant = np.array([0, 1, 0, 1, 0, 0, 1, 0], np.float32)
+    lists = Lists(np.zeros((8, len(FEATURES)), np.float32), relevant, np.array([0, 6, 8]))
+    scores = np.array([9, 5, 4, 3, 2, 1, 8, 7], np.float32)
+    assert lists.precision(scores) == {"P@1": 0.5, "P@5": pytest.approx((2 / 5 + 1 / 5) / 2)}
+    parts = [Lists(lists.features[:6], relevant[:6], np.array([0, 6])), Lists(lists.features[6:], relevant[6:], np.array([0, 2]))]  # fmt: skip
+    joined = Lists.joined(parts)
+    np.testing.assert_array_equal(joined.starts, lists.starts)
+    assert joined.precision(scores) == lists.precision(scores)
+
+
 @pytest.mark.parametrize("hidden", [0, 4])
 def test_several_perceptrons_are_one(hidden: int) -> None:
     """Their mean, member by member."""
@@ -146,14 +183,15 @@ def test_several_perceptrons_are_one(hidden: int) -> None:
 
 
 def test_a_run_keeps_the_combination_that_pays(finished: Path) -> None:
-    """It is in the run, and better than fusion on validation."""
+    """It is in the run, better than fusion on products that its folds never saw, and every kind tried is told."""
     run = load_run(finished)
     assert run.evidence is not None and run.combination is not None
     report = run.metrics["combination"]
-    assert report["kept"] and run.metrics["full"] == report["figures"]
-    assert run.metrics["full"]["P@1"] + run.metrics["full"]["P@5"] > sum(
-        run.metrics["fusion"][name] for name in ("P@1", "P@5")
-    )
+    told = {name: own["P@1"] + own["P@5"] for name, own in report["out_of_fold"].items()}
+    assert report["kept"] and set(told) == {"fusion", *(str(hidden) for _, hidden in folds_module.KINDS)}
+    assert max(told, key=lambda name: told[name]) == str(report["hidden"])
+    units = sum(members * hidden for members, hidden in folds_module.KINDS if hidden == report["hidden"])
+    assert run.combination.hidden_bias.size == units
     assert report["lists"] == 112
     assert not (finished / FOLDS_FOLDER).exists()
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
@@ -163,9 +201,9 @@ def test_a_run_keeps_the_combination_that_pays(finished: Path) -> None:
 def test_a_combination_that_does_not_pay_is_left_out(
     catalogue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where plain fusion does no worse on validation, the run fuses, and says how it did."""
+    """Where plain fusion does no worse out of fold, the run fuses, and says what was tried."""
 
-    def useless(lists: Lists, seed: int) -> object:
+    def useless(lists: Lists, seed: int, members: int, hidden: int) -> object:
         return lambda features: np.arange(len(features), dtype=np.float32)  # the worst cosine first
 
     monkeypatch.setattr(folds_module, "learn_combination", useless)
@@ -173,7 +211,8 @@ def test_a_combination_that_does_not_pay_is_left_out(
     run = load_run(tmp_path / "run")
     assert run.evidence is None and run.combination is None
     report = metrics["combination"]
-    assert not report["kept"] and report["figures"]["P@1"] < metrics["fusion"]["P@1"]
+    assert not report["kept"] and "hidden" not in report
+    assert max(own["P@1"] for name, own in report["out_of_fold"].items() if name != "fusion") < 0.5
     assert metrics["full"] == metrics["fusion"]
 
 
