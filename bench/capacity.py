@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,6 +164,9 @@ def main() -> int:
     serving = json.loads(options.serving.read_text(encoding="utf-8"))
     if options.mix:
         print(mix_line(serving, options.mix))
+        return 0
+    if shutil.which("redis-server") is None:
+        print("bench.capacity: left out, redis-server not on PATH")
         return 0
     entries = {str(width): redis_entry_bytes(width) for width in (192, 768)}
     print(tables(serving, entries))
