@@ -1,13 +1,13 @@
 """MUFIN, its ablations and the plain baselines on the same products: one table a catalogue (make bench-accuracy).
 
     python -m bench.accuracy [--catalogues NAME ...] [--seeds 3] [--encoder FOLDER] [--pecos PYTHON] [--out FILE]
-                             [--work FOLDER] [--processes N] [--fine-tune LAYERS] [--smoke]
+                             [--work FOLDER] [--processes N] [--fine-tune LAYERS] [--options] [--smoke]
 
 Catalogues: the built-in shop's two, and those of MUFIN_DATA_DIR (default ../shared/data), which are left out with the
 reason where they are absent. MUFIN is trained by the recommended recipe (mufin-train --config auto); ikea is scored by
 5-fold cross-validation over its products, a seed a fold, the others with ``--seeds`` seeds. What frozen encoders say is
 computed once and shared by every training; ``--fine-tune`` trains the title encoder's last layers, too. Settings of the
-baselines are chosen on training products. Every row is compared with the full model in pairs, product by product.
+baselines are chosen on training products. ``--options`` adds what the recipe leaves out, a row each. Every row is compared with the full model in pairs, product by product.
 ``--work`` keeps every training's figures: a run that was interrupted, or has more seeds, computes only what is missing.
 ``--processes`` trainings run side by side, one thread each: steps this small gain little from a second thread.
 """
@@ -63,8 +63,21 @@ class Variant:
     images: bool = True
 
 
-def variants(pictured: bool) -> list[Variant]:
-    """The full model, and what is left when a part is taken out."""
+OPTIONS = (
+    ("with label-to-product loss", "siamese.label_to_product_weight=1"),
+    ("distilled into its shortlist", "frozen_ranker.distillation_weight=1"),
+    ("margin loss in module 1", "siamese.loss=margin", "siamese.label_negatives=0"),
+    ("cosine loss in module 4", "frozen_ranker.loss=cosine"),
+    ("classifiers from label embeddings", "siamese.classifier_weight=0", "classifier_init=labels"),
+    ("classifiers from random", "siamese.classifier_weight=0", "classifier_init=random"),
+    ("negatives of the batch alone", "siamese.label_negatives=0"),
+    ("without word vectors", "network.word_vectors=0"),
+)
+"""(what is other than in the recipe, its changes); to be compared with the row "network alone"."""
+
+
+def variants(pictured: bool, options: bool = False) -> list[Variant]:
+    """The full model, what is left when a part is taken out, and with ``options`` what the recipe leaves out."""
     found = [
         Variant((("full", FULL), ("fusion", "network alone"), ("shortlist", "network without classifiers"))),
         Variant((("full", "network without cross-attention"),), (_PLAIN, "network.cross_attention=false")),
@@ -74,6 +87,9 @@ def variants(pictured: bool) -> list[Variant]:
         found.append(Variant((("full", "full, title only"), ("fusion", "network, title only")), images=False))
         changes = (_PLAIN, "network.word_vectors=0")
         found.append(Variant((("full", "network, image only"),), changes, titles=False))
+    for name, *own in OPTIONS if options else ():
+        rows = ("full", f"network, {name}"), ("shortlist", f"network, {name}: shortlist")
+        found.append(Variant(rows, (_PLAIN, *own)))
     return found
 
 
@@ -165,14 +181,16 @@ def cell(bench: Bench, name: str, part: Part, variant: Variant | None) -> Rows:
     return bench.baseline_rows(name, part) if variant is None else bench.network_rows(name, part, variant)
 
 
-def measure(name: str, catalogue: Catalogue, bench: Bench, seeds: int, pool: Executor | None = None) -> dict[str, Any]:
+def measure(
+    name: str, catalogue: Catalogue, bench: Bench, seeds: int, pool: Executor | None = None, options: bool = False
+) -> dict[str, Any]:
     """Every row's figures with their intervals, spread over seeds, and paired differences of the full model."""
     folds = FOLDED.get(name, 0)
     parts = parts_of(catalogue, seeds, folds)
     pictured = any(item.images for item in catalogue.products)
     # A baseline knows no seed. The longest first: nothing long is left for one process alone at the end.
     plain: list[tuple[Part, Variant | None]] = [(part, None) for part in (parts if folds else parts[:1])]
-    trained = [(part, variant) for variant in variants(pictured) for part in parts]
+    trained = [(part, variant) for variant in variants(pictured, options) for part in parts]
     tasks = [*plain, *sorted(trained, key=lambda task: _PLAIN in task[1].changes)]
     run = partial(cell, bench, name)
     found: dict[str, list[RowScores]] = {}
@@ -243,6 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fine-tune", type=int, metavar="LAYERS", help="train so many layers of the title encoder, too"
     )
+    parser.add_argument(
+        "--options", action="store_true", help="add what the recipe leaves out, a training and two rows each"
+    )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep figures and features, to go on later")
     parser.add_argument(
         "--processes", type=_at_least_one, default=os.cpu_count() or 1, metavar="N",
@@ -266,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with side_by_side(options.processes) as pool:
             for name, catalogue in catalogues(wanted, Path(scratch) / "shop", options.smoke):
                 began = time.monotonic()
-                found = measure(name, catalogue, bench, 1 if options.smoke else options.seeds, pool)
+                seeds = 1 if options.smoke else options.seeds
+                found = measure(name, catalogue, bench, seeds, pool, options.options)
                 found["seconds"] = round(time.monotonic() - began)
                 results.append(found)
                 print(table(found) + f"\n  in {found['seconds']} s", flush=True)

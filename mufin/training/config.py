@@ -122,6 +122,8 @@ class SiameseConfig:
     label_negatives: int = 0
     """Labels drawn from all of them that a batch is compared with beside its own (softmax loss); as many as the
     catalogue has, or more: every step compares with all labels."""
+    label_to_product_weight: float = 0.0
+    """Weight of the same loss taken the other way, each label against the batch's products (softmax loss); 0: none."""
     classifier_weight: float = 0.0
     """Weight of the same loss on classifier scores of the batch's labels. The encoder then keeps what only the
     classifiers can use; 0: classifiers are first trained in module 4, as in the release."""
@@ -146,6 +148,11 @@ class SiameseConfig:
         _require(
             not self.label_negatives or (self.loss == "softmax" and not self.hard_positives),
             f"label_negatives is {self.label_negatives}: set loss=softmax and hard_positives=0 with it",
+        )
+        _require(
+            self.label_to_product_weight >= 0 and (not self.label_to_product_weight or self.loss == "softmax"),
+            f"label_to_product_weight is {self.label_to_product_weight} with loss {self.loss}: needs 0 or more, and "
+            "loss=softmax where it is not 0",
         )
         _require(self.classifier_weight >= 0, f"classifier_weight is {self.classifier_weight}, needs 0 or more")
 
@@ -200,6 +207,8 @@ class RankerConfig:
     """Score that parts relevant from not relevant, in both losses."""
     scale: float = 20.0
     """Of the score in the logistic loss."""
+    distillation_weight: float = 0.0
+    """Weight of a loss that has the shortlist's cosines rank the drawn candidates as the classifiers' scores do; 0: none."""
     reshortlist_epochs: int = 0
     """Epochs between refreshed shortlists when encoders are trained; 0: never."""
 
@@ -213,6 +222,7 @@ class RankerConfig:
         _require(self.accumulation >= 1, f"ranker accumulation is {self.accumulation}, needs at least 1")
         _require(self.scale > 0, f"ranker scale is {self.scale}, must be positive")
         _require(min(self.warmup_epochs, self.reshortlist_epochs) >= 0, "ranker epochs counts need 0 or more")
+        _require(self.distillation_weight >= 0, f"distillation_weight is {self.distillation_weight}, needs 0 or more")
         _require(self.drop_hardest >= 0, f"drop_hardest is {self.drop_hardest}, needs 0 or more")
 
 

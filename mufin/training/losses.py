@@ -64,3 +64,14 @@ def cosine_embedding_loss(scores: Tensor, relevant: Tensor, *, margin: float) ->
 def scaled_bce_loss(scores: Tensor, relevant: Tensor, *, scale: float, margin: float) -> Tensor:
     """Logistic loss of scale * (s - margin): every pair judged on its own."""
     return F.binary_cross_entropy_with_logits(scale * (scores - margin), relevant.to(scores.dtype))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, usable: Tensor, *, temperature: float) -> Tensor:
+    """Cross entropy of softmax(student / temperature) against that of the teacher, which learns nothing of it.
+
+    student, teacher (B, C), usable (B, C) bool; rows without a usable column are left out (Hinton et al. 2015).
+    """
+    given = (teacher.detach() / temperature).masked_fill(~usable, -torch.inf).softmax(dim=1)
+    learned = (student / temperature).masked_fill(~usable, -torch.inf).log_softmax(dim=1)
+    rows = usable.any(dim=1)
+    return -(given[rows] * learned[rows].masked_fill(~usable[rows], 0.0)).sum() / rows.sum().clamp_min(1)

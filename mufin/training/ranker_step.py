@@ -18,6 +18,7 @@ from mufin.training.encode import (
 from mufin.training.loop import Group, Session
 from mufin.training.losses import (
     cosine_embedding_loss,
+    distillation_loss,
     scaled_bce_loss,
 )
 from mufin.training.mining import (
@@ -64,7 +65,7 @@ def ranker_loss(
     distinct, inverse = np.unique(candidates[own], return_inverse=True)
     index = torch.from_numpy(inverse.reshape(len(own), -1)).to(device)
     items = data.products.batch(data.train_rows[rows[own]], session.config.image_dropout, random)
-    bag, mask, _ = encode_batch(model.encoder, items, device)
+    bag, mask, products = encode_batch(model.encoder, items, device)
     label_items = data.labels.batch(distinct, session.config.image_dropout, random)
     label_bag, label_mask, label_embedding = encode_batch(model.encoder, label_items, device)
     if model.cross_attention is None:
@@ -77,7 +78,14 @@ def ranker_loss(
         scores = (F.normalize(adapted.float(), dim=-1) * weights.float()).sum(dim=-1)
         scores = workers.gather(scores, len(rows))
         usable = torch.from_numpy(real).to(device)
-        return _pair_loss(settings, scores[usable], torch.from_numpy(relevant).to(device)[usable])
+        loss = _pair_loss(settings, scores[usable], torch.from_numpy(relevant).to(device)[usable])
+        if settings.distillation_weight:
+            cosines = (products.float()[:, None] * label_embedding.float()[index]).sum(dim=-1)
+            cosines, temperature = workers.gather(cosines, len(rows)), session.config.siamese.temperature
+            loss = loss + settings.distillation_weight * distillation_loss(
+                cosines, scores, usable, temperature=temperature
+            )
+        return loss
 
 
 def _pair_loss(settings: RankerConfig, scores: Tensor, relevant: Tensor) -> Tensor:

@@ -64,7 +64,11 @@ def siamese_loss(session: Session, data: TrainingData, rows: Int64Array, random:
 def _contrast(settings: SiameseConfig, scores: Tensor, relevant: Tensor, hard: Int64Array | None) -> Tensor:
     """The configured loss of scores (B, N); ``hard`` (B, P) drawn positives fill the columns behind the first B."""
     if settings.loss == "softmax":
-        return multi_positive_softmax_loss(scores, relevant, temperature=settings.temperature)
+        loss = multi_positive_softmax_loss(scores, relevant, temperature=settings.temperature)
+        if settings.label_to_product_weight:
+            other = multi_positive_softmax_loss(scores.T, relevant.T, temperature=settings.temperature)
+            loss = loss + settings.label_to_product_weight * other
+        return loss
     margin, negatives, temperature = settings.margin, settings.hard_negatives, settings.temperature
     if hard is None:
         return hardest_positive_margin_loss(

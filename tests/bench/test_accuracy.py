@@ -115,8 +115,15 @@ def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
     assert {FULL, "network without classifiers", "network without cross-attention"} <= names
     assert {"network without self-attention", "full, title only", "network, image only"} <= names
     assert not any("image" in row or "title" in row for variant in variants(False) for _, row in variant.rows)
-    for variant in variants(True):
+    recipe, with_options = build_config("frozen", ["text.name=some/encoder"]), variants(False, options=True)
+    for variant in [*variants(True), *with_options]:
         build_config("frozen", ["text.name=some/encoder", *variant.changes])
+    added = with_options[len(variants(False)) :]
+    assert len(added) == len(bench.accuracy.OPTIONS) and len({row for own in added for _, row in own.rows}) == 2 * len(
+        added
+    )
+    for own in added:  # each is something else than the recipe, which has no combination by default either
+        assert build_config("frozen", ["text.name=some/encoder", *own.changes]) != recipe
 
 
 def own_number_and_threads(_: int) -> tuple[int, int, str | None]:
@@ -142,7 +149,7 @@ def test_side_by_side_the_figures_are_the_same(
 ) -> None:
     """Of every part and row; and no two processes write one folder of features."""
     monkeypatch.setattr(bench.accuracy, "FULL", "popularity")  # the baselines alone: nothing is trained
-    monkeypatch.setattr(bench.accuracy, "variants", lambda pictured: [])
+    monkeypatch.setattr(bench.accuracy, "variants", lambda pictured, options: [])
     monkeypatch.setattr(bench.accuracy, "FOLDED", {"tiny": folds})
     how = Bench(tmp_path / "features", None, None, (), tmp_path / "figures")
     with side_by_side(2) as pool:

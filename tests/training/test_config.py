@@ -81,6 +81,8 @@ def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
         ("frozen_ranker.epochs=0", r"both 0: classifiers would stay untrained"),
         ("siamese", r"write key=value"),
         ("text.trainable_layers=2", r"a random encoder cannot be frozen"),
+        ("siamese.label_to_product_weight=-1", r"label_to_product_weight is -1\.0 with loss softmax: needs 0 or more"),
+        ("frozen_ranker.distillation_weight=-0.5", r"distillation_weight is -0\.5, needs 0 or more"),
         ("inputs.max_title_tokens=2", r"max_title_tokens is 2, needs at least 3"),
     ],
 )
@@ -101,3 +103,9 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ConfigError, match=r"a\.json: cannot be read"):
         build_config(tmp_path / "a.json")
+
+
+def test_label_to_product_loss_needs_the_softmax_loss() -> None:
+    """The hinge has no such side."""
+    with pytest.raises(ConfigError, match=r"label_to_product_weight is 1\.0 with loss margin: .* loss=softmax"):
+        build_config("small", ["siamese.loss=margin", "siamese.label_to_product_weight=1"])

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from mufin.training.config import SiameseConfig
 from mufin.training.losses import (
     cosine_embedding_loss,
+    distillation_loss,
     hardest_positive_margin_loss,
     multi_positive_softmax_loss,
     sampled_positives_margin_loss,
     scaled_bce_loss,
 )
+from mufin.training.siamese_step import _contrast
 
 
 def scores_and_relevance(seed: int, rows: int = 6, columns: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,3 +98,42 @@ def test_pair_losses_equal_their_formulas() -> None:
     logits = [20 * (s - 0.5) for s in scores.tolist()]
     plain = [math.log1p(math.exp(-logits[0])), math.log1p(math.exp(logits[1])), math.log1p(math.exp(logits[2]))]
     assert float(scaled_bce_loss(scores, relevant, scale=20, margin=0.5)) == pytest.approx(sum(plain) / 3, rel=1e-5)
+
+
+def test_distillation_equals_a_plain_loop() -> None:
+    """Cross entropy over usable columns, mean over rows that have one; what cannot be used may be anything."""
+    random = np.random.default_rng(3)
+    student, teacher = (torch.tensor(random.uniform(-1, 1, (5, 7)), requires_grad=True) for _ in range(2))
+    usable = torch.tensor(random.random((5, 7)) < 0.6)
+    usable[2] = False
+    total, rows = 0.0, 0
+    for own, other, mask in zip(student.tolist(), teacher.tolist(), usable.tolist(), strict=True):
+        columns = [i for i, keep in enumerate(mask) if keep]
+        if columns:
+            given, learned = ([math.exp(values[i] / 0.1) for i in columns] for values in (other, own))
+            total -= sum(g / sum(given) * math.log(v / sum(learned)) for g, v in zip(given, learned, strict=True))
+            rows += 1
+    loss = distillation_loss(student, teacher, usable, temperature=0.1)
+    assert rows == 4 and float(loss.detach()) == pytest.approx(total / rows, abs=1e-9)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert teacher.grad is None and student.grad is not None and bool(torch.isfinite(student.grad).all())
+    assert not student.grad[~usable].any() and bool(student.grad[usable].any())
+
+
+def test_distillation_of_nothing_is_nothing() -> None:
+    """No usable column at all: 0, and no gradient that is not a number."""
+    student = torch.zeros((2, 3), requires_grad=True)
+    loss = distillation_loss(student, torch.ones(2, 3), torch.zeros((2, 3), dtype=torch.bool), temperature=0.1)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0 and student.grad is not None and not student.grad.any()
+
+
+def test_label_to_product_loss_is_added_with_its_weight() -> None:
+    """The same softmax over each label's column."""
+    scores, relevant = scores_and_relevance(4)
+    over_labels = multi_positive_softmax_loss(scores, relevant, temperature=0.1)
+    over_products = multi_positive_softmax_loss(scores.T, relevant.T, temperature=0.1)
+    settings = SiameseConfig(loss="softmax", temperature=0.1, label_to_product_weight=0.5)
+    found = _contrast(settings, scores, relevant, None)
+    assert float(found) == pytest.approx(float(over_labels + 0.5 * over_products))
+    assert float(over_products) != pytest.approx(float(over_labels))

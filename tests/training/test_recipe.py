@@ -225,6 +225,8 @@ def test_products_that_are_their_own_labels_train(tmp_path: Path) -> None:
         ["carry_self_attention=false"],
         ["classifier_init=random", "siamese.classifier_weight=0"],
         ["classifier_init=labels", "siamese.classifier_weight=0"],
+        ["siamese.label_to_product_weight=1"],
+        ["frozen_ranker.distillation_weight=1", "ranker.distillation_weight=1"],
     ],
 )
 def test_ablations_train(changes: list[str], catalogue_folder: Path, tmp_path: Path) -> None:
