@@ -42,6 +42,7 @@ from mufin.training.auto import installed_sentence_encoder, recommend
 from mufin.training.config import TrainConfig, build_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.refit import with_validation
 from mufin.training.split_ranking import rank_split
 
 REAL = ("ikea", "myntra_queries", "amazon_intents", "amazon_sessions")
@@ -112,7 +113,10 @@ class Bench:
         own = own if variant.images else without_images(own)
         own = own if variant.titles else without_titles(own)
         changes = [f"seed={part.seed}", *self.changes, *variant.changes]
-        values = build_config(recommend(own, self.encoder).values, changes)
+        recommended = recommend(own, self.encoder).values
+        if _PLAIN in variant.changes and recommended.get("refit") == "evidence":
+            changes.append("refit=none")  # without a combination there is no evidence
+        values = build_config(recommended, changes)
         identity = {
             "catalogue": name, "part": part.number, "rows": variant.rows, "titles": variant.titles,
             "images": variant.images, "config": asdict(values),
@@ -140,11 +144,11 @@ class Bench:
     def _fitted_rows(self, part: Part) -> Iterator[tuple[str, RowScores]]:
         """Every baseline, its settings chosen on a part of the training products and fitted to all of them.
 
-        Training and validation products together: a baseline needs no validation split.
+        Training and validation products together, as the recommended recipe learns from both in the end.
         """
         began, catalogue = time.monotonic(), part.catalogue
         sentences = None if self.encoder is None else encoded_titles(catalogue, self.encoder, self.shared)
-        train_split, scored = catalogue.splits["train"], catalogue.splits[SCORED]
+        train_split, scored = with_validation(catalogue).splits["train"], catalogue.splits[SCORED]
         posed = problem(
             catalogue, train_split.products, train_split.relevance, scored.products, scored.relevance, sentences
         )
@@ -275,8 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes: tuple[str, ...] = _SMOKE if options.smoke else ()
     if options.fine_tune:
         changes += (
-            f"text.trainable_layers={options.fine_tune}", "siamese.backbone_learning_rate=5e-5",
-            "siamese.label_negatives=0",
+            f"text.trainable_layers={options.fine_tune}", "siamese.backbone_learning_rate=2e-4",
+            "text.gradient_checkpointing=true",
         )  # fmt: skip
     results = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -61,6 +61,12 @@ def evaluate(
     """Rank the split, score it, and compare with ``other``. Raises MufinError for what does not fit together."""
     settings = settings or Settings()
     subjects = [subject] if other is None else [subject, other]
+    for own in subjects if split == "valid" else ():
+        if own.trained_on_validation():
+            raise MufinError(
+                f"{own.path}: learned from the validation split, too (refit), so figures on it say nothing; those from "
+                "before stand in model/run.json of the run: score --split test, or train with --set refit=none"
+            )
     if split != "test" and "valid" not in catalogue.splits and "train" in catalogue.splits:
         catalogue = _cut_as_trained(catalogue, subjects)
     train = catalogue.splits.get("train")

@@ -59,6 +59,9 @@ class Subject(Protocol):
     def validation_cut(self) -> Cut:
         """The cut that its training made, or would have made."""
 
+    def trained_on_validation(self) -> bool:
+        """Whether it learned from the validation split in the end (``refit``)."""
+
     def rank(self, catalogue: Catalogue, split: str, unfiltered: bool, progress: Progress) -> SplitRankings:
         """Rank the split's products."""
 
@@ -92,6 +95,17 @@ class RunSubject:
             return _cut(json.loads(place.read_bytes())["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{place}: cannot be read ({error}): run mufin-train again") from error
+
+    def trained_on_validation(self) -> bool:
+        """From the run's config."""
+        try:
+            return bool(
+                json.loads((self.path / "model" / "run.json").read_bytes())["config"].get("refit", "none") != "none"
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.path}: model/run.json cannot be read ({error}): run mufin-train again"
+            ) from error
 
     def rank(self, catalogue: Catalogue, split: str, unfiltered: bool, progress: Progress) -> SplitRankings:
         """Encodes everything; a second time for ``unfiltered``."""
@@ -141,6 +155,11 @@ class BundleSubject:
             raise BundleError(
                 f"{self.path}: does not say how its validation split was cut: write valid.csv, or evaluate the run"
             ) from error
+
+    def trained_on_validation(self) -> bool:
+        """From the config in the manifest's provenance; a bundle without one, of the authors' checkpoints, was not."""
+        provenance = json.loads((self.path / "manifest.json").read_bytes()).get("provenance", {})
+        return bool(provenance.get("config", {}).get("refit", "none") != "none")
 
     def rank(self, catalogue: Catalogue, split: str, unfiltered: bool, progress: Progress) -> SplitRankings:
         """Encodes each product once, whatever is asked for."""

@@ -65,6 +65,11 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
         values["inputs"]["max_images"] = 0
     else:
         reasons.append("pictures as histograms of colours and edges: an encoder trained from random weights did harm")
+    values["refit"] = "network" if training <= _SMALL else "evidence"
+    reasons.append(
+        "validation products are learned from in the end"
+        + (", by the network, too" if training <= _SMALL else ", as neighbours; the network gained nothing by them")
+    )
     folds = 4 if training <= _SMALL else 3
     values["combination"] = {"folds": folds}
     reasons.append(f"scores joined by a learned combination, taught by {folds} folds: the largest single gain there is")

@@ -281,6 +281,10 @@ class TrainConfig:
     """Items a forward pass without gradients."""
     validation_fraction: float = 0.1
     """Cut from train when the catalogue has no valid.csv."""
+    refit: Literal["none", "evidence", "network"] = "none"
+    """What learns from validation products, too, once they have chosen all there is to choose. evidence: they stand among
+    the training products that the combination compares a request with; network: it is trained once more besides. Figures
+    of the validation split are those from before."""
     evaluate_epochs: int = 1
     """Epochs between two evaluations on the validation split."""
     checkpoint_minutes: float = 10.0
@@ -297,6 +301,10 @@ class TrainConfig:
             (self.classifier_init == "siamese") == (self.siamese.classifier_weight > 0),
             f"classifier_init is {self.classifier_init!r} and siamese.classifier_weight {self.siamese.classifier_weight}: "
             "set classifier_init=siamese exactly when module 1 trains classifiers",
+        )
+        _require(
+            self.refit != "evidence" or self.combination.folds > 0,
+            "refit is 'evidence' and combination.folds 0: without a combination there is no evidence; set refit=network or none",
         )
         _require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
         _require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")

@@ -74,9 +74,9 @@ class Folds:
     catalogue: Catalogue
     """With its validation split"""
     titles: Titles
-    prepare: Callable[[Catalogue, Mufin, int], TrainingData]
-    """Catalogue of a fold, the network trained on it, its number -> its data with what that network's own frozen parts
-    say: its word vectors were fitted on fewer titles than those of the whole, and are others"""
+    prepare: Callable[[Catalogue, Mufin, str], TrainingData]
+    """Another catalogue, the network trained on it, a name for its files -> its data with what that network's own frozen
+    parts say: its word vectors were fitted on other titles, and are others"""
 
 
 def fold_numbers(titles: list[str], folds: int, seed: int) -> Int64Array:
@@ -122,7 +122,7 @@ def train_folds(
             f"with every one, which is done up to {MOST_PRODUCTS}; set combination.folds=0"
         )
     numbers = Titles.of(catalogue, config).folds
-    alone = replace(config, combination=CombinationConfig())
+    alone = replace(config, combination=CombinationConfig(), refit="none")
     for fold in range(config.combination.folds):
         train(fold_catalogue(catalogue, numbers, fold), alone, folder / FOLDS_FOLDER / str(fold))
 
@@ -163,7 +163,7 @@ def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
         run = load_run(session.folder / FOLDS_FOLDER / str(fold))
         own = replace(session, model=run.model.to(session.device))
         if len(part.splits["valid"].products):
-            data = folds.prepare(part, own.model, fold)
+            data = folds.prepare(part, own.model, f"fold-{fold}")
             named = folds.titles.words.rows([label.title for label in part.labels])
             labels = all_labels(own, data, bags.with_name("fold-bags.npy"))
             combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags)

@@ -76,20 +76,29 @@ class ItemArrays:
         self, items: Int64Array, image_dropout: float = 0.0, random: np.random.Generator | None = None
     ) -> ItemBatch:
         """The items' arrays, gathered and padded; ``image_dropout`` leaves images out, never the last slot."""
-        starts, ends = self.image_offsets[items], self.image_offsets[items + 1]
-        rows = [self.image_rows[a:b] for a, b in zip(starts, ends, strict=True)]
+        owners, rows = self._images_of(items)
         if image_dropout and random is not None:
-            rows = [_drop(r, bool(self.has_title[i]), image_dropout, random) for r, i in zip(rows, items, strict=True)]
-        most = max((len(r) for r in rows), default=0)
-        image_mask = np.zeros((len(items), most), dtype=np.bool_)
-        for row, own in enumerate(rows):
-            image_mask[row, : len(own)] = True
-        distinct, inverse = np.unique(np.concatenate([*rows, np.zeros(0, np.int64)]), return_inverse=True)
-        image_index = np.zeros((len(items), most), dtype=np.int64)
+            stays = random.random(len(rows)) >= image_dropout
+            bare = ~self.has_title[items] & (np.bincount(owners[stays], minlength=len(items)) == 0)
+            first = np.diff(owners, prepend=-1) > 0
+            stays |= first & bare[owners]
+            owners, rows = owners[stays], rows[stays]
+        counts = np.bincount(owners, minlength=len(items))
+        image_mask = np.arange(counts.max(initial=0)) < counts[:, None]
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        image_index = np.zeros(image_mask.shape, dtype=np.int64)
         image_index[image_mask] = inverse
         title, token_mask = self.titles(items)
         image = self.images(distinct)
         return ItemBatch(title, token_mask, self.has_title[items], image, image_index, image_mask, self.stages)
+
+    def _images_of(self, items: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Of each image of the items, one item after the other: its place in ``items`` and its row."""
+        starts = self.image_offsets[items]
+        counts = self.image_offsets[items + 1] - starts
+        owners = np.repeat(np.arange(len(items)), counts)
+        within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return owners, self.image_rows[starts[owners] + within]
 
     @property
     def image_count(self) -> int:
@@ -135,11 +144,6 @@ class ItemArrays:
     def with_vectors(self, title_vectors: FloatArray, image_vectors: FloatArray) -> ItemArrays:
         """The same items with module 3's vectors in place of tokens and pixels."""
         return replace(self, title_vectors=title_vectors, image_vectors=image_vectors)
-
-
-def _drop(rows: Int64Array, has_title: bool, probability: float, random: np.random.Generator) -> Int64Array:
-    kept = rows[random.random(len(rows)) >= probability]
-    return kept if len(kept) or has_title else rows[:1]
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,12 @@ def relevance_block(relevance: Relevance, rows: Int64Array, labels: Int64Array) 
     """(B, N) bool: whether label ``labels[j]`` is relevant to row ``rows[i]``; duplicates kept."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
+    own = relevance.select(rows)
+    lows, highs = (np.searchsorted(ordered, own.indices, side) for side in ("left", "right"))
+    found = highs - lows  # places of each relevant label among ``labels``
+    places = np.repeat(lows - (np.cumsum(found) - found), found) + np.arange(found.sum())
     block = np.zeros((len(rows), len(labels)), dtype=np.bool_)
-    for position, row in enumerate(rows):
-        own = relevance.row(int(row))
-        lows, highs = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
-        for low, high in zip(lows[lows < highs], highs[lows < highs], strict=True):
-            block[position, order[low:high]] = True
+    block[np.repeat(np.repeat(np.arange(len(rows)), own.row_sizes()), found), order[places]] = True
     return block
 
 

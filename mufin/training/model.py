@@ -190,22 +190,30 @@ class BagAttention(nn.Module):
         """Keys and values (..., M, D) of a bag, which do not depend on who asks.
 
         With one head the values are through W_o already: the weights sum values, so W_o of the sum is the sum of W_o, and
-        a label's few slots cost less than every product's every slot.
+        a label's few slots cost less than every product's every slot. The only slot of a bag has nothing to be compared
+        with: its key is not projected.
         """
         values = self.value(bag)
         if self.heads == 1:
             values = F.linear(values, self.output.weight)
-        return self.key(bag), values
+        return bag if bag.shape[-2] == 1 else self.key(bag), values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(..., S, D) against projected (..., M, D) and mask (..., M) bool; leading sizes broadcast.
 
         Returns the attended bag (..., S, D) and the weights (..., H, S, M). A row with no key gives NaN.
         """
-        q, k, v = self._split(self.query(queries)), self._split(keys), self._split(values)
-        logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-        weights = logits.masked_fill(~mask[..., None, None, :], -torch.inf).softmax(dim=-1)
-        merged = self._merge(self.dropout(weights) @ v)
+        v = self._split(values)
+        if values.shape[-2] == 1:  # the softmax over one key is 1, whatever is asked; items of a title alone are such
+            lead = torch.broadcast_shapes(queries.shape[:-2], values.shape[:-2])  # type: ignore[no-untyped-call]
+            weights = values.new_ones((*lead, self.heads, queries.shape[-2], 1))
+            weights = weights.masked_fill(~mask[..., None, None, :], torch.nan)
+            merged = self._merge(self.dropout(weights) * v)
+        else:
+            q, k = self._split(self.query(queries)), self._split(keys)
+            logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+            weights = logits.masked_fill(~mask[..., None, None, :], -torch.inf).softmax(dim=-1)
+            merged = self._merge(self.dropout(weights) @ v)
         attended = merged + self.output.bias if self.heads == 1 else self.output(merged)
         return self.norm(attended + queries), weights
 

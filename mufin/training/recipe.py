@@ -56,6 +56,7 @@ from mufin.training.preparation import (
 )
 from mufin.training.progress import Reporter
 from mufin.training.ranker_step import ranker_groups, ranker_loss
+from mufin.training.refit import REFIT_FOLDER, refitted, train_refit
 from mufin.training.score_fitting import fit_scores
 from mufin.training.shortlist import LabelSearch
 from mufin.training.siamese_step import siamese_loss
@@ -89,17 +90,19 @@ def train(
     if finished is not None:
         reporter.say(f"{folder} is finished already")
         if workers.is_main:
-            shutil.rmtree(folder / "cache", ignore_errors=True)
-            shutil.rmtree(folder / FOLDS_FOLDER, ignore_errors=True)
+            for name in ("cache", FOLDS_FOLDER, REFIT_FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
+    kept = shared or folder / "cache" / "shared"
+
+    def train_beside(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
+        return train(part, own, to, reporter, workers, device, kept, scored=False)
+
     if config.combination.folds:
-        kept = shared or folder / "cache" / "shared"
-
-        def train_fold(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
-            return train(part, own, to, reporter, workers, device, kept, scored=False)
-
-        train_folds(catalogue, config, folder, train_fold)
+        train_folds(catalogue, config, folder, train_beside)
+    if config.refit == "network":
+        train_refit(catalogue, config, folder, train_beside)
     resumed = load_state(folder, identity)
     workers.wait()  # nobody writes before all have read
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
@@ -110,7 +113,7 @@ def train(
         tokenizer_json = tokenizer_json_of(catalogue, config)
         tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
         cache = folder / "cache" / str(workers.rank)
-        kept = (shared or folder / "cache" / "shared") if workers.is_main else folder / "cache" / f"own-{workers.rank}"
+        kept = kept if workers.is_main else folder / "cache" / f"own-{workers.rank}"
         products, labels = prepare(catalogue, config.inputs, tokenizer, cache, reporter.step, kept)
         data = training_data(catalogue, products, labels)
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
@@ -143,17 +146,18 @@ def train(
                     here,
                 )
 
-        def fold_data(part: Catalogue, network: Mufin, fold: int) -> TrainingData:
-            to = cache / f"fold-{fold}"
+        def other_data(part: Catalogue, network: Mufin, name: str) -> TrainingData:
+            to = cache / name
             found = prepare(part, config.inputs, tokenizer, to, reporter.step, kept)
             return training_data(part, *frozen_features(network.encoder, config, *found, device, to, kept))
 
-        folds = Folds(catalogue, Titles.of(catalogue, config), fold_data) if config.combination.folds else None
+        folds = Folds(catalogue, Titles.of(catalogue, config), other_data) if config.combination.folds else None
         metrics = finish(session, data, tokenizer_json, facts, cache, folds)
     workers.wait()
     if workers.is_main:
         shutil.rmtree(folder / "cache")
-        shutil.rmtree(folder / FOLDS_FOLDER, ignore_errors=True)
+        for name in (FOLDS_FOLDER, REFIT_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
     return metrics
 
 
@@ -326,7 +330,9 @@ def finish(
             save_run(session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity)
         return {}
     fitted = fit_scores(session, data, cache / "bags.npy", folds=folds)
-    combined, learned = None, fitted.combiner
+    combined, learned, model = None, fitted.combiner, session.model
+    if session.config.refit != "none":
+        model, learned = refitted(session, learned, folds, cache / "bags.npy")
     if learned is not None and learned.combination is not None:
         combined = learned.evidence, learned.combination
     rows = {name: fitted.metrics[name] for name in ("shortlist", "classifier", "full")}
@@ -336,7 +342,7 @@ def finish(
     )  # fmt: skip
     if session.workers.is_main:
         save_run(
-            session.folder, session.model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
+            session.folder, model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
             session.identity, combined,
         )  # fmt: skip
         draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")

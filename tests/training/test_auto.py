@@ -22,6 +22,7 @@ def test_every_size_has_a_recipe(training: int, folds: int, batch: int, encoder:
     """More products, fewer folds and larger batches; none beyond what evidence is made for."""
     config = build_config(recommended(training, 100, True, encoder).values)
     assert config.combination.folds == folds and config.siamese.batch_size == batch
+    assert config.refit == ("none" if not folds else "network" if training == 500 else "evidence")
     if encoder is not None:
         assert config.text.name == encoder
         assert config.text.trainable_layers == (None if training > MOST_PRODUCTS else 0)
