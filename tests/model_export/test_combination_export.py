@@ -11,10 +11,12 @@ from model_export.export import ExportSettings, export
 from model_export.label_updates import add_labels, remove_labels
 from mufin.bundle import open_bundle
 from mufin.catalogue import Catalogue, read_catalogue
-from mufin.errors import BundleError
+from mufin.errors import BundleError, MufinError
+from mufin.evaluate import evaluate
 from mufin.image_source import ImageReader
 from mufin.inputs import decode_image
 from mufin.predictor import Predictor, ProductBag, open_predictor
+from mufin.rankings import open_subject
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
@@ -24,10 +26,10 @@ from tests.training.test_recipe import tiny_config
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a combination; its catalogue lies beside it."""
+    """A finished run with a combination, trained on both splits in the end; its catalogue lies beside it."""
     folder = tmp_path_factory.mktemp("combined")
     make_tiny_catalogue(folder / "catalogue", 140)
-    config = tiny_config("combination.folds=2", "shortlist.size=5")
+    config = tiny_config("combination.folds=2", "shortlist.size=5", "refit=network")
     train(read_catalogue(folder / "catalogue"), config, folder / "run", Reporter(quiet=True))
     return folder / "run"
 
@@ -80,6 +82,12 @@ def test_the_bundle_ranks_as_the_run_does(
         )
         assert set(ranking.labels.tolist()) == set(expected)
         np.testing.assert_allclose(ranking.scores, [expected[i] for i in ranking.labels.tolist()], atol=1e-3)
+
+
+def test_a_bundle_that_learned_from_validation_is_not_scored_on_it(bundle: Path, catalogue: Catalogue) -> None:
+    """Its manifest says so."""
+    with pytest.raises(MufinError, match=r"bundle: learned from the validation split, too .*--split test"):
+        evaluate(open_subject(bundle), catalogue, "valid")
 
 
 def test_evidence_brings_labels_that_the_shortlist_misses(predictor: Predictor, bags: list[ProductBag]) -> None:
