@@ -180,10 +180,11 @@ class MemoryModel:
         self.title_batches.append(len(titles))
         return np.stack([title_vector(title) for title in titles])
 
-    def known_tokens(self, titles: Sequence[str]) -> list[tuple[int, int]]:
+    def encode_counted(self, titles: Sequence[str]) -> tuple[FloatArray, list[tuple[int, int]]]:
         """Words of letters are known, all others are not."""
         known = [sum(word.isalpha() for word in title.split()) for title in titles]
-        return [(own, len(title.split()) - own) for own, title in zip(known, titles, strict=True)]
+        counts = [(own, len(title.split()) - own) for own, title in zip(known, titles, strict=True)]
+        return self.encode_titles(titles), counts
 
     def encode_images(self, pixels: Uint8Array) -> FloatArray:
         self.image_batches.append(len(pixels))
