@@ -123,7 +123,8 @@ class TitleTokenizer:
     def known_tokens(self, tokens: TokenBatch) -> list[tuple[int, int]]:
         """Of each title how many tokens the vocabulary has, and how many it has not; [CLS] and [SEP] count as neither."""
         lengths = tokens.mask.sum(axis=1) - self._tokenizer.num_special_tokens_to_add(False)
-        unknown = (tokens.ids == (-1 if self.unknown_id is None else self.unknown_id)).sum(axis=1)
+        unknown_id = -1 if self.unknown_id is None else self.unknown_id
+        unknown = ((tokens.ids == unknown_id) & (tokens.mask == 1)).sum(axis=1)  # padding may have the same id
         return list(zip((lengths - unknown).tolist(), unknown.tolist(), strict=True))
 
     def encode(self, titles: Sequence[str]) -> TokenBatch:

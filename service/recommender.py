@@ -18,6 +18,7 @@ import numpy as np
 from mufin.inputs import FloatArray
 from service.answers import Slots
 from service.batching import BatchQueue, Ticket
+from service.begun import within
 from service.bundles import OpenBundle
 from service.cache import Kind
 from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
@@ -144,16 +145,16 @@ class Recommender:
         timings = Timings()
         self._check_filter(request)
         images = request.product.images[: self._model.input_spec.max_images]
+        title = usable_title(request.product.title)
         try:
+            with span("cache"):
+                known = await within(deadline.remaining(), self._vectors.known(title, images))
+            work = self._vectors.work(title, known)
+            if self._vectors.may_continue(title, known):
+                with self._queue.admit(work, deadline.remaining()):
+                    prepared, finished = await self._encode_and_rank(request, title, known, deadline, timings)
+                    return self._answer(request, prepared, finished, timings)
             async with asyncio.timeout(deadline.remaining()):
-                title = usable_title(request.product.title)
-                with span("cache"):
-                    known = await self._vectors.known(title, images)
-                work = self._vectors.work(title, known)
-                if self._vectors.may_continue(title, known):
-                    with self._queue.admit(work, deadline.remaining()):
-                        prepared, finished = await self._encode_and_rank(request, title, known, deadline, timings)
-                        return self._answer(request, prepared, finished, timings)
                 with self._queue.admit({**work, **self._ranker.work()}, deadline.remaining()) as ticket:
                     prepared = await self._prepare(request, images, title, known, ticket, deadline, timings)
                     finished = await self._rank(request, prepared, deadline, timings)
@@ -230,7 +231,7 @@ class Recommender:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                titled, finished = await self._vectors.title_and(title, self._ranker.rank_titled, job)
+                titled, finished = await self._vectors.title_and(title, known.title_key, self._ranker.rank_titled, job)
         except TimeoutError:
             found = job.found
             if found is None or job.vector is None:

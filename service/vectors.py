@@ -111,6 +111,8 @@ class Known:
     """One an image; None: it has to be fetched or encoded."""
     entries: Mapping[str, UrlEntry]
     """By URL, the stale ones too: they may hold an ETag."""
+    title_key: str = ""
+    """Where the cache keeps the title's vector; "" without a title."""
 
 
 class Vectors:
@@ -157,6 +159,10 @@ class Vectors:
         title_key = self._title_key(title) if title else ""
         url_keys = {url: url_key(url) for url in images if not url.startswith("data:")}
         found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()))
+        vector = self._whole(found.get(title_key), self._encoder.title_width)
+        hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
+        if not images:
+            return Known(hit, (), {}, title_key)
         entries: dict[str, UrlEntry] = {}
         for url, key in url_keys.items():
             entry = read_entry(found.get(key))
@@ -171,9 +177,7 @@ class Vectors:
             else self._at_once(fresh[url], packed.get(image_keys.get(fresh[url].content_hash or "", "")))
             for url in images
         ]
-        vector = self._whole(found.get(title_key), self._encoder.title_width)
-        hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
-        return Known(hit, outcomes, entries)
+        return Known(hit, outcomes, entries, title_key)
 
     def _at_once(self, entry: UrlEntry, packed: bytes | None) -> ImageOutcome | None:
         """Of a URL whose entry is fresh; None: its content is needed."""
@@ -207,14 +211,13 @@ class Vectors:
         """Whether the title is all that has to be encoded, and nobody is at it."""
         if not title or known.title is not None or any(own is None for own in known.images):
             return False
-        return not self._flights.is_under_way(self._title_key(title))
+        return not self._flights.is_under_way(known.title_key)
 
-    async def title_and(self, title: str, sequel: Sequel, job: Any) -> tuple[TitleOutcome, Any]:
+    async def title_and(self, title: str, key: str, sequel: Sequel, job: Any) -> tuple[TitleOutcome, Any]:
         """The vector of a title for which ``may_continue``, and what ``sequel`` makes of the job with it.
 
-        Both on one worker, in one go. Raises what they raised, Shed, NotReady.
+        Both on one worker, in one go. ``key``: the title's, as ``known`` gave it. Raises what they raised, Shed, NotReady.
         """
-        key = self._title_key(title)
 
         async def encode() -> tuple[bytes, _TitleResult]:
             found = await self._queue.submit(self._titles, _TitleItem(title, sequel, job))

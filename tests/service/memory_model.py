@@ -153,6 +153,8 @@ class MemoryModel:
     """Makes encoding a title slow."""
     rerank_seconds: float = 0.0
     """Makes reranking slow."""
+    rank_breaker: str = "\0"
+    """A word of titles that break where bags are made."""
     title_batches: list[int] = field(default_factory=list)
     image_batches: list[int] = field(default_factory=list)
     titles_seen: list[str] = field(default_factory=list)
@@ -196,6 +198,8 @@ class MemoryModel:
         title_vectors: Sequence[FloatArray | None],
         titles: Sequence[str] | None = None,
     ) -> list[ProductBag]:
+        if any(self.rank_breaker in title for title in titles or []):
+            raise RuntimeError("this title breaks ranking")
         self.titles_seen += titles or []
         bags = []
         for images, title in zip(image_vectors, title_vectors, strict=True):
