@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -142,7 +143,10 @@ class BatchQueue:
         self._promised: Counter[Stage[Any, Any]] = Counter()
         """Items of accepted requests that are not done, also those that have not come to the queue yet."""
         self._arrivals = 0
-        self._running: dict[asyncio.Future[Any], float] = {}
+        self._running: dict[object, float] = {}
+        """When each of the batches began that workers are busy with"""
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._waiting_items = 0
         self._quick_came = -math.inf
         """When the last request without items of the slowest kind was taken on, of time.monotonic()"""
@@ -232,8 +236,9 @@ class BatchQueue:
             for waiting in stage.waiting:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(NotReady(_STOPPED))
-        if self._running:
-            await asyncio.wait(self._running, timeout=grace_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start_batches(self) -> None:
@@ -255,27 +260,35 @@ class BatchQueue:
         self._waiting_items -= 1
 
     def _start(self, stage: Stage[In, Out], batch: Sequence[_Waiting[In, Out]]) -> None:
-        began = time.monotonic()
+        began, loop, running = time.monotonic(), asyncio.get_running_loop(), object()
+        items = [waiting.item for waiting in batch]
 
-        def finish(done: asyncio.Future[list[Out | Exception]]) -> None:
-            del self._running[done]
+        def finish(outcomes: Sequence[Out | Exception]) -> None:
+            del self._running[running]
+            if not self._running:
+                self._idle.set()
             seconds = time.monotonic() - began
             kept = _AVERAGE_KEEPS if stage.seconds_per_item else 0.0
             stage.seconds_per_item = kept * stage.seconds_per_item + (1 - kept) * seconds / len(batch)
             if self._observe is not None:
                 self._observe(stage.name, len(batch), seconds)
-            _answer(batch, done)
+            _answer(batch, outcomes)
             self._start_batches()
 
-        items = [waiting.item for waiting in batch]
+        def work() -> None:
+            outcomes = run_batch(stage.run, items)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(finish, outcomes)
+
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._pool, run_batch, stage.run, items)
+            # Not run_in_executor: its two futures and their callbacks cost a lone request some 20 microseconds.
+            self._pool.submit(work)
         except RuntimeError as error:  # no further thread is allowed: whoever waits must not wait for ever
             for waiting in batch:
                 waiting.answer.set_exception(error)
             return
         self._running[running] = began
-        running.add_done_callback(finish)
+        self._idle.clear()
 
 
 def _alike(waiting: Sequence[_Waiting[In, Out]], most: int, call_overhead: float) -> list[_Waiting[In, Out]]:
@@ -306,18 +319,12 @@ def run_batch(run: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In])
     return [outcome for item in items for outcome in run_batch(run, [item])]
 
 
-def _answer(batch: Sequence[_Waiting[In, Out]], done: asyncio.Future[list[Out | Exception]]) -> None:
+def _answer(batch: Sequence[_Waiting[In, Out]], outcomes: Sequence[Out | Exception]) -> None:
     """Every waiter gets an answer, whatever became of the batch."""
-    outcomes: Sequence[Out | BaseException]
-    if done.cancelled():
-        outcomes = [NotReady(_STOPPED)] * len(batch)
-    else:
-        failure = done.exception()
-        outcomes = done.result() if failure is None else [failure] * len(batch)
     for waiting, outcome in zip(batch, outcomes, strict=True):
         if waiting.answer.done():
             continue
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, Exception):
             waiting.answer.set_exception(outcome)
         else:
             waiting.answer.set_result(outcome)
