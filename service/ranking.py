@@ -224,7 +224,8 @@ class _Calls:
         )
         groups: dict[str, list[int]] = {}
         for row, job in enumerate(jobs):
-            groups.setdefault(json.dumps(job.rules.filters, sort_keys=True), []).append(row)
+            filters = job.rules.filters
+            groups.setdefault(json.dumps(filters, sort_keys=True) if filters else "", []).append(row)
         found: list[Shortlisted | None] = [None] * len(jobs)
         for key, rows in groups.items():
             shortlists = self._model.shortlist_without(
@@ -295,7 +296,8 @@ class _Calls:
         if selection.diversity > 0 and len(ranked.labels):
             embeddings = store.embeddings(ranked.labels)
             positions = diversify(ranked.scores, embeddings, selection.k, selection.diversity)
-        ranked = ranked.take(positions)
+        if selection.diversity > 0 or len(positions) < len(ranked.labels):
+            ranked = ranked.take(positions)
         attention = self._attention(job, ranked.labels) if selection.slots is not None else None
         return Finished(ranked.stage, results(ranked, store, self._model.score_spec, selection.slots, attention))
 
