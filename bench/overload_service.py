@@ -48,10 +48,10 @@ def slowed(model: Model, title_milliseconds: float, image_milliseconds: float) -
     """The model, its encoders taking so long an item."""
     burner = Burner()
     encoder = model.encoder
-    titles: Callable[[Sequence[str]], FloatArray] = encoder.encode_titles
+    titles: Callable[[Sequence[str]], tuple[FloatArray, list[tuple[int, int]]]] = encoder.encode_counted
     images: Callable[[Uint8Array], FloatArray] = encoder.encode_images
 
-    def encode_titles(items: Sequence[str]) -> FloatArray:
+    def encode_counted(items: Sequence[str]) -> tuple[FloatArray, list[tuple[int, int]]]:
         burner.burn(title_milliseconds * len(items))
         return titles(items)
 
@@ -60,7 +60,7 @@ def slowed(model: Model, title_milliseconds: float, image_milliseconds: float) -
         return images(pixels)
 
     assert isinstance(encoder, ItemEncoder)
-    object.__setattr__(encoder, "encode_titles", encode_titles)
+    object.__setattr__(encoder, "encode_counted", encode_counted)
     object.__setattr__(encoder, "encode_images", encode_images)
     return model
 

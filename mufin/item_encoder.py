@@ -51,9 +51,10 @@ class ItemEncoder:
         """(B, title_width). A title that tokenises to nothing still has [CLS] and [SEP]; callers leave empty titles out."""
         return self.encode_tokens(self.tokenizer.encode(titles))
 
-    def known_tokens(self, titles: Sequence[str]) -> list[tuple[int, int]]:
-        """TitleTokenizer.known_tokens: (known, unknown) of each title."""
-        return self.tokenizer.known_tokens(titles)
+    def encode_counted(self, titles: Sequence[str]) -> tuple[FloatArray, list[tuple[int, int]]]:
+        """``encode_titles``, and TitleTokenizer.known_tokens of the same tokens: (known, unknown) of each title."""
+        tokens = self.tokenizer.encode(titles)
+        return self.encode_tokens(tokens), self.tokenizer.known_tokens(tokens)
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
         """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""

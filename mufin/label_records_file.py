@@ -181,7 +181,8 @@ class RecordFile:
                 f"the file has {found}: {_AGAIN}"
             )
         self.path = path
-        self._rows = np.memmap(path, dtype=kind, mode="r", offset=_HEADER.size, shape=(self.count,))
+        mapped = np.memmap(path, dtype=kind, mode="r", offset=_HEADER.size, shape=(self.count,))
+        self._rows: npt.NDArray[np.void] = np.asarray(mapped)  # memmap's own indexing costs microseconds
         self._resident = False
 
     @property
@@ -220,7 +221,7 @@ class RecordFile:
             _read_whole(handle, octets, self.path)
         rows = octets.view(self._rows.dtype)
         rows.flags.writeable = False
-        self._rows, self._resident = rows, True  # type: ignore[assignment]  # an array where a memmap was
+        self._rows, self._resident = rows, True
 
     def gather(self, labels: Int64Array) -> LabelRecords:
         """Records of (N,) labels as float32, in their order."""

@@ -6,7 +6,7 @@ Knows no models; the only place where a request's outcome is recorded, once, at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.begun import within
 from service.bundles import Endpoint
 from service.errors import (
     ClientGone,
@@ -26,6 +27,7 @@ from service.errors import (
 )
 from service.parsing import parse, parse_batch, parse_item
 from service.parts import Parts
+from service.peers import PEER, Peer
 from service.problems import problem_values
 from service.rate_limit import Rate
 from service.recommender import Deadline, Outcome, Recommender
@@ -46,7 +48,7 @@ class Answering:
 
     def check_key(self, request: Request, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden. Notes the caller's name for the log line."""
-        headers = request.headers
+        headers = _headers(request)
         key = self._parts.keys.check(headers.get("authorization"), headers.get("x-api-key"), scope)
         if key is not None:
             _log_facts(request)["caller"] = key.name
@@ -138,13 +140,13 @@ class Answering:
             log_answer(endpoint, outcome.answer, request_id, item)
         metrics.observe_answer(endpoint, outcome.answer, outcome.title_tokens)
         for step, seconds in outcome.timings.seconds.items():
-            metrics.stage_seconds.labels(step).observe(seconds)
+            metrics.one(metrics.stage_seconds, step).observe(seconds)
         for image_outcome in outcome.image_outcomes:
-            metrics.image_fetches.labels(image_outcome).inc()
+            metrics.one(metrics.image_fetches, image_outcome).inc()
         for kind, lookup in outcome.lookups:
-            metrics.cache_requests.labels(kind, lookup).inc()
+            metrics.one(metrics.cache_requests, kind, lookup).inc()
         for reason in outcome.degraded:
-            metrics.degraded.labels(reason).inc()
+            metrics.one(metrics.degraded, reason).inc()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -158,7 +160,7 @@ class Answering:
             self._in_flight -= 1
 
     def _deadline(self, request: Request, milliseconds: int) -> Deadline:
-        text = request.headers.get("x-request-timeout-ms")
+        text = _headers(request).get("x-request-timeout-ms")
         if text is not None:
             if not text.isascii() or not text.isdigit() or int(text[:10]) == 0:
                 detail = "X-Request-Timeout-Ms must be a whole number of milliseconds above 0"
@@ -168,15 +170,24 @@ class Answering:
         return Deadline.after(milliseconds / 1000)
 
     async def _body(self, request: Request, deadline: Deadline) -> bytes:
-        headers = request.headers
+        headers = _headers(request)
         require_json(headers.get("content-type"), headers.get("content-encoding"))
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                return await read_body(
-                    _stream(request), headers.get("content-length"), self._parts.settings.max_body_bytes
-                )
+            most = self._parts.settings.max_body_bytes
+            reading = read_body(_stream(request), headers.get("content-length"), most)
+            return await within(deadline.remaining(), reading)
         except TimeoutError as error:
             raise DeadlinePassed("the body did not arrive within the deadline") from error
+
+
+def _headers(request: Request) -> Mapping[str, str]:
+    """By lower-case name; of several alike the first. Read once: starlette's own look through all at every question."""
+    found: Mapping[str, str] | None = request.scope["state"].get("headers")
+    if found is None:
+        pairs = reversed(request.scope["headers"])
+        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
+        request.scope["state"]["headers"] = found
+    return found
 
 
 async def _stream(request: Request) -> AsyncIterator[bytes]:
@@ -189,8 +200,27 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
 
 async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Out:
     """The work's result; when nobody waits for it any more it is cancelled. Raises ClientGone."""
-    own, working = asyncio.current_task(), True
+    own = asyncio.current_task()
     assert own is not None
+    peer: Peer | None = request.scope.get(PEER)
+    if peer is None:  # another server than ours
+        return await _watched(request, work, own)
+    peer.when_gone = own.cancel
+    try:
+        if peer.has_gone:
+            own.cancel()
+        return await work
+    except asyncio.CancelledError:
+        if peer.has_gone:
+            own.uncancel()
+            raise ClientGone("the client hung up") from None
+        raise
+    finally:
+        peer.when_gone = None
+
+
+async def _watched(request: Request, work: Coroutine[Any, Any, Out], own: asyncio.Task[Any]) -> Out:
+    working = True
 
     def cut(done: asyncio.Future[None]) -> None:
         if working and not done.cancelled():

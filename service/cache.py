@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, Literal, Protocol, TypeVar
 
 Out = TypeVar("Out")
+More = TypeVar("More")
 
 Kind = Literal["title", "image", "url"]
 
@@ -29,6 +30,10 @@ class Cache(Protocol):
 
     async def put_many(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
         """Keep values; they may be forgotten earlier."""
+        ...
+
+    def put_soon(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
+        """The same without being waited for. What is near is there at once."""
         ...
 
     async def aclose(self) -> None:
@@ -56,6 +61,10 @@ class MemoryCache:
 
     async def put_many(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
         """Keep values, making room."""
+        self.put_soon(values, ttl_seconds)
+
+    def put_soon(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
+        """The same: there is nothing to wait for."""
         until = self._clock() + ttl_seconds
         for key, value in values.items():
             self._forget(key)
@@ -111,6 +120,11 @@ class LayeredCache:
         await self._near.put_many(values, ttl_seconds)
         await self._far.put_many(values, ttl_seconds)
 
+    def put_soon(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
+        """Near at once, far when it is its turn."""
+        self._near.put_soon(values, ttl_seconds)
+        self._far.put_soon(values, ttl_seconds)
+
     async def aclose(self) -> None:
         """Close both."""
         await self._near.aclose()
@@ -121,31 +135,62 @@ class SingleFlight(Generic[Out]):
     """Concurrent identical work is done once; it goes on while anybody waits for it."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, tuple[asyncio.Task[Out], int]] = {}
+        self._flights: dict[str, tuple[asyncio.Future[Out], int]] = {}
+
+    def is_under_way(self, key: str) -> bool:
+        """Whether somebody's work for this key has begun and not ended."""
+        return key in self._flights
 
     async def run(self, key: str, work: Callable[[], Awaitable[Out]]) -> Out:
         """The result of ``work``, shared by all who ask for the same key meanwhile."""
-        task, waiters = self._flights.get(key, (None, 0))
-        if task is None:
-            task = asyncio.ensure_future(_awaited(work))
-        self._flights[key] = (task, waiters + 1)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            self._leave(key, task)
+        while True:
+            flight, waiters = self._flights.get(key, (None, 0))
+            if flight is None:
+                flight = asyncio.ensure_future(_awaited(work))
+            self._flights[key] = (flight, waiters + 1)
+            try:
+                return await asyncio.shield(flight)
+            except asyncio.CancelledError:
+                own = asyncio.current_task()
+                if not flight.cancelled() or own is None or own.cancelling():
+                    raise
+                # Whoever led it was cut, we were not: the work is begun anew.
+            finally:
+                self._leave(key, flight)
 
-    def _leave(self, key: str, task: asyncio.Task[Out]) -> None:
+    async def lead(self, key: str, work: Awaitable[tuple[Out, More]]) -> tuple[Out, More]:
+        """Work that nobody has begun, in the caller's own task, which spares one; others who ask share the first result.
+
+        When the caller is cut, so is the work, and those who waited for it begin anew.
+        """
+        flight: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        self._flights[key] = (flight, 1)
+        try:
+            found = await work
+        except asyncio.CancelledError:
+            flight.cancel()
+            raise
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        else:
+            flight.set_result(found[0])
+            return found
+        finally:
+            self._leave(key, flight)
+
+    def _leave(self, key: str, flight: asyncio.Future[Out]) -> None:
         current, waiters = self._flights.get(key, (None, 0))
-        if current is not task:
+        if current is not flight:
             return
-        if waiters > 1 and not task.done():
-            self._flights[key] = (task, waiters - 1)
+        if waiters > 1 and not flight.done():
+            self._flights[key] = (flight, waiters - 1)
             return
         del self._flights[key]
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled():
-            task.exception()  # seen: the leader may have been cancelled in the moment it failed
+        if not flight.done():
+            flight.cancel()
+        elif not flight.cancelled():
+            flight.exception()  # seen: the leader may have been cancelled in the moment it failed
 
 
 async def _awaited(work: Callable[[], Awaitable[Out]]) -> Out:

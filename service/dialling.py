@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import select
 import socket
 import ssl
 import time
@@ -76,6 +77,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
+        self._socket: Any = None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
         """At most so many bytes. Raises httpcore.RemoteProtocolError for a head that does not end."""
@@ -112,8 +114,22 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """As the connection below."""
-        return self._stream.get_extra_info(info)
+        """As the connection below. Whether it can be read is asked of every kept connection at every fetch."""
+        if info != "is_readable":
+            return self._stream.get_extra_info(info)
+        if self._socket is None:  # asked once: AnyIO gathers all its attributes to give one of them
+            self._socket = self._stream.get_extra_info("socket")
+        return _is_readable(self._socket)
+
+
+def _is_readable(connection: Any) -> bool:
+    """Whether a kept socket has something to read, which before a request means its end; a closed one has, too."""
+    handle = -1 if connection is None else connection.fileno()
+    if handle < 0:
+        return True
+    looking = select.poll()
+    looking.register(handle, select.POLLIN)
+    return bool(looking.poll(0))
 
 
 class TrustedBackend(httpcore.AnyIOBackend):

@@ -7,7 +7,11 @@ size and any number of Hosts. Knows no paths and no bodies.
 
 from __future__ import annotations
 
+from asyncio import Transport
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.peers import PEER, Peer
 
 MOST_HEAD_BYTES = 1 << 16
 _VERSIONS = ("1.0", "1.1")
@@ -24,6 +28,16 @@ class StrictHttpProtocol(HttpToolsProtocol):
     _received_bytes = 0
     """Of the head, behind the packet that it began in"""
 
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """A client is there."""
+        super().connection_made(transport)
+        self._peer = Peer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        super().connection_lost(exc)
+        self._peer.hang_up()
+
     def data_received(self, data: bytes) -> None:
         """As it comes. A line that never ends is not handed on by llhttp, so received bytes are counted, too.
 
@@ -39,6 +53,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
+        self.scope[PEER] = self._peer  # type: ignore[literal-required]
         self._heads += 1
         self._in_head, self._head_bytes, self._received_bytes = True, 0, 0
 

@@ -20,6 +20,8 @@ class TextOut(Protocol):
     def flush(self) -> object: ...
 
 
+# How long a line may wait for others: each waking of the writer costs those who are answered meanwhile.
+_GATHER_SECONDS = 0.02
 # Some five seconds of a busy process; 4 MB at most with lines of 400 bytes.
 _MOST_LINES = 10_000
 _LAST_WORDS_SECONDS = 2.0
@@ -32,6 +34,7 @@ class LogWriter:
         self._out = out
         self._lines: queue.Queue[str] = queue.Queue(most_lines)
         self._dropped = 0
+        self._closing = threading.Event()
         threading.Thread(target=self._write_on, name="mufin-log", daemon=True).start()
         atexit.register(self.close)
 
@@ -47,6 +50,7 @@ class LogWriter:
 
     def close(self) -> None:
         """Give what waits a moment to be written, at the end of the process."""
+        self._closing.set()
         until = time.monotonic() + _LAST_WORDS_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)
@@ -54,6 +58,8 @@ class LogWriter:
     def _write_on(self) -> None:
         while True:
             line = self._lines.get()
+            if self._lines.empty():
+                self._closing.wait(_GATHER_SECONDS)
             dropped, self._dropped = self._dropped, 0
             try:
                 self._out.write(line)

@@ -81,7 +81,7 @@ class RequestMiddleware:
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float, span: RequestSpan) -> None:
         route = self._route(scope)
         span.end(scope["method"], route, status, request_id)
-        self._metrics.request_seconds.labels(route, str(status)).observe(seconds)
+        self._metrics.one(self._metrics.request_seconds, route, str(status)).observe(seconds)
         log = get_logger()
         say = log.debug if route in _QUIET_PATHS else log.info
         facts = scope["state"].get("log", {})

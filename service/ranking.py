@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,32 @@ class RankJob:
     """Of time.perf_counter()"""
 
 
+@dataclass(slots=True)
+class TitleRankJob:
+    """One product whose title is being encoded, and which the same worker then ranks."""
+
+    image_vectors: FloatArray
+    """(I, D)"""
+    rules: Rules
+    title: str
+    selection: Selection
+    rerank_until: float
+    """Of time.monotonic(): later than that there is time for the shortlist alone"""
+    vector: FloatArray | None = None
+    """The title's, set on the worker as soon as it is there, as all that follows is"""
+    encoded_at: float = 0.0
+    """Of time.perf_counter()"""
+    encoded_moment: float = 0.0
+    """Of time.monotonic()"""
+    found: Shortlisted | None = None
+    found_at: float = 0.0
+    """Of time.perf_counter()"""
+
+    def product(self) -> ShortlistJob:
+        """Once the title is encoded."""
+        return ShortlistJob(self.image_vectors, self.vector, self.rules, self.title)
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """What the answer says."""
@@ -109,6 +136,8 @@ class Ranker:
         # Apart from this object: were they its own methods, it and its stages would hold each other.
         self._calls = calls = _Calls(model)
         self._queue = queue
+        self.rank_titled = partial(_rank_titled, calls, max_batch)
+        """A ``Sequel`` of the title encoder for TitleRankJobs, to Finished"""
         self._rank = queue.stage("rank", calls.rank, max_batch, step=2, bounded=False)
         self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=3, bounded=False)
 
@@ -131,6 +160,22 @@ class Ranker:
     async def finish(self, job: FinishJob) -> Finished:
         """The results by the shortlist's own score: there is no time for more, nor for waiting until a worker is free."""
         return await asyncio.to_thread(self._calls.finish, job)
+
+
+def _rank_titled(
+    calls: _Calls, max_batch: int, jobs: Sequence[TitleRankJob], vectors: Sequence[FloatArray]
+) -> list[Finished]:
+    now, moment = time.perf_counter(), time.monotonic()
+    for job, vector in zip(jobs, vectors, strict=True):
+        job.vector, job.encoded_at, job.encoded_moment = vector, now, moment
+    finished: dict[int, Finished] = {}
+    late = [row for row, job in enumerate(jobs) if moment > job.rerank_until]
+    timely = [row for row, job in enumerate(jobs) if moment <= job.rerank_until]
+    for rows, call in ((late, calls.shortlist_titled), (timely, calls.rank_titled)):
+        for start in range(0, len(rows), max_batch):
+            part = rows[start : start + max_batch]
+            finished.update(zip(part, call([jobs[row] for row in part]), strict=True))
+    return [finished[row] for row in range(len(jobs))]
 
 
 class _Allowed:
@@ -179,7 +224,8 @@ class _Calls:
         )
         groups: dict[str, list[int]] = {}
         for row, job in enumerate(jobs):
-            groups.setdefault(json.dumps(job.rules.filters, sort_keys=True), []).append(row)
+            filters = job.rules.filters
+            groups.setdefault(json.dumps(filters, sort_keys=True) if filters else "", []).append(row)
         found: list[Shortlisted | None] = [None] * len(jobs)
         for key, rows in groups.items():
             shortlists = self._model.shortlist_without(
@@ -202,11 +248,25 @@ class _Calls:
             return named
         return np.concatenate([named, self._model.labels.excluded(rules.product_id)])
 
+    def shortlist_titled(self, jobs: Sequence[TitleRankJob]) -> list[Finished]:
+        founds = self._find([job.product() for job in jobs], jobs)
+        return [self.finish(FinishJob(own, job.selection)) for own, job in zip(founds, jobs, strict=True)]
+
+    def rank_titled(self, jobs: Sequence[TitleRankJob]) -> list[Finished]:
+        return self._ranked([job.product() for job in jobs], jobs)
+
     def rank(self, jobs: Sequence[RankJob]) -> list[Finished]:
-        founds = self.shortlist([job.product for job in jobs])
+        return self._ranked([job.product for job in jobs], jobs)
+
+    def _find(self, products: Sequence[ShortlistJob], jobs: Sequence[RankJob | TitleRankJob]) -> list[Shortlisted]:
+        founds = self.shortlist(products)
         now = time.perf_counter()
         for job, found in zip(jobs, founds, strict=True):
             job.found, job.found_at = found, now
+        return founds
+
+    def _ranked(self, products: Sequence[ShortlistJob], jobs: Sequence[RankJob | TitleRankJob]) -> list[Finished]:
+        founds = self._find(products, jobs)
         return self._reranked_all([FinishJob(own, job.selection) for own, job in zip(founds, jobs, strict=True)])
 
     def _reranked_all(self, jobs: Sequence[FinishJob]) -> list[Finished]:
@@ -236,7 +296,8 @@ class _Calls:
         if selection.diversity > 0 and len(ranked.labels):
             embeddings = store.embeddings(ranked.labels)
             positions = diversify(ranked.scores, embeddings, selection.k, selection.diversity)
-        ranked = ranked.take(positions)
+        if selection.diversity > 0 or len(positions) < len(ranked.labels):
+            ranked = ranked.take(positions)
         attention = self._attention(job, ranked.labels) if selection.slots is not None else None
         return Finished(ranked.stage, results(ranked, store, self._model.score_spec, selection.slots, attention))
 

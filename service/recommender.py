@@ -6,6 +6,7 @@ Knows no HTTP: a validated request and a deadline in, an answer of plain values 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,14 +18,25 @@ import numpy as np
 from mufin.inputs import FloatArray
 from service.answers import Slots
 from service.batching import BatchQueue, Ticket
+from service.begun import within
 from service.bundles import OpenBundle
 from service.cache import Kind
 from service.errors import DeadlinePassed, Fault, InvalidRequest, NothingUsable
-from service.ranking import Finished, FinishJob, Ranker, RankJob, Rules, Selection, ShortlistJob
+from service.ranking import (
+    Finished,
+    FinishJob,
+    Ranker,
+    RankJob,
+    Rules,
+    Selection,
+    Shortlisted,
+    ShortlistJob,
+    TitleRankJob,
+)
 from service.schemas import RecommendRequest
 from service.telemetry import Timings
 from service.tracing import past_span, span
-from service.vectors import CacheOutcome, ImageOutcome, Known, Vectors, usable_title
+from service.vectors import CacheOutcome, ImageOutcome, Known, TitleOutcome, Vectors, usable_title
 
 # Of the time that is left, the share that images may use at most when the reserve would take more.
 _LEAST_IMAGE_SHARE = 0.5
@@ -77,9 +89,19 @@ class _Prepared:
     title_text: str = ""
     """Normalised"""
 
-    def slots(self) -> Slots:
+    def add_title(self, titled: TitleOutcome) -> None:
+        self.title = titled.vector
+        self.lookups.append(("title", titled.lookup))
+        self.title_tokens = titled.tokens
+
+    def stacked_images(self, dimension: int) -> FloatArray:
+        """(I, D)"""
+        vectors = [vector for _, vector in self.images]
+        return np.stack(vectors) if vectors else np.zeros((0, dimension), dtype=np.float32)
+
+    def slots(self, *, titled: bool) -> Slots:
         names = [f"image {position}" for position, _ in self.images]
-        return Slots((*names, "title") if self.title is not None else tuple(names))
+        return Slots((*names, "title") if titled else tuple(names))
 
 
 class Recommender:
@@ -104,6 +126,8 @@ class Recommender:
         self._image_reserve_seconds = image_reserve_seconds
         self._distinct_words = distinct_words
         self._rank_seconds = _Durations()
+        self._titled_rank_seconds = _Durations()
+        """Where no way to a worker is part of it"""
 
     def block(self, label_ids: frozenset[str]) -> int:
         """Nobody gets these labels from now on; returns how many of the ids are labels of this bundle.
@@ -121,13 +145,17 @@ class Recommender:
         timings = Timings()
         self._check_filter(request)
         images = request.product.images[: self._model.input_spec.max_images]
+        title = usable_title(request.product.title)
         try:
+            with span("cache"):
+                known = await within(deadline.remaining(), self._vectors.known(title, images))
+            work = self._vectors.work(title, known)
+            if self._vectors.may_continue(title, known):
+                with self._queue.admit(work, deadline.remaining()):
+                    prepared, finished = await self._encode_and_rank(request, title, known, deadline, timings)
+                    return self._answer(request, prepared, finished, timings)
             async with asyncio.timeout(deadline.remaining()):
-                title = usable_title(request.product.title)
-                with span("cache"):
-                    known = await self._vectors.known(title, images)
-                work = {**self._vectors.work(title, known), **self._ranker.work()}
-                with self._queue.admit(work, deadline.remaining()) as ticket:
+                with self._queue.admit({**work, **self._ranker.work()}, deadline.remaining()) as ticket:
                     prepared = await self._prepare(request, images, title, known, ticket, deadline, timings)
                     finished = await self._rank(request, prepared, deadline, timings)
                     return self._answer(request, prepared, finished, timings)
@@ -178,22 +206,56 @@ class Recommender:
                         pending.cancel()
         elif title and titled is None:
             titled = await self._vectors.title(title)
-        prepared = _collect(outcomes, timings)
+        prepared = _collect(request, outcomes, timings)
         prepared.title_text = title
         if titled is not None:
             ticket.done(self._vectors.title_stage)
-            prepared.title = titled.vector
-            prepared.lookups.append(("title", titled.lookup))
+            prepared.add_title(titled)
             if titled.lookup == "miss":
                 timings.add("encode", titled.seconds)
-                prepared.title_tokens = titled.tokens
-        surplus = len(request.product.images) - len(images)
-        if surplus:
-            detail = f"this bundle uses {len(images)} images a product; the last {surplus} were left out"
-            prepared.warnings.append({"code": "too_many_images", "image": len(images), "detail": detail})
         if prepared.title is None and not prepared.images:
             raise _nothing_usable(prepared, images)
         return prepared
+
+    async def _encode_and_rank(
+        self, request: RecommendRequest, title: str, known: Known, deadline: Deadline, timings: Timings
+    ) -> tuple[_Prepared, Finished]:
+        """Of a product that lacks its title's vector alone: the worker that encodes the title goes on to rank it."""
+        prepared = _collect(request, known.images, timings)
+        images, until = prepared.stacked_images(self._model.dimension), deadline.at - _ANSWER_SECONDS
+        selection = self._selection(request, prepared.slots(titled=True))
+        rerank_until = until - self._titled_rank_seconds.percentile_95
+        job = TitleRankJob(images, _rules(request), title, selection, rerank_until)
+        found: Shortlisted | None = None
+        finished: Finished | None = None
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                titled, finished = await self._vectors.title_and(title, known.title_key, self._ranker.rank_titled, job)
+        except TimeoutError:
+            found = job.found
+            if found is None or job.vector is None:
+                raise
+            titled = TitleOutcome(job.vector, 0.0, "miss")
+        finally:
+            # As in _rank: what was cut counts as well, and what was not tried as if it would have fitted.
+            if job.encoded_at:
+                skipped = finished is not None and finished.stage == "shortlist"
+                spent = min(time.perf_counter() - job.encoded_at, until - job.encoded_moment if skipped else math.inf)
+                self._titled_rank_seconds.note(max(0.0, spent))
+        prepared.add_title(titled)
+        _note(timings, "encode", began, job.encoded_at, modality="title")
+        _note(timings, "shortlist", job.encoded_at, job.found_at)
+        if found is not None:
+            return prepared, await self._ranker.finish(FinishJob(found, selection))
+        assert finished is not None
+        if finished.stage == "reranked":
+            _note(timings, "rerank", job.found_at, time.perf_counter())
+        return prepared, finished
+
+    def _selection(self, request: RecommendRequest, slots: Slots) -> Selection:
+        asked = slots if request.explain else None
+        return Selection(request.k, request.min_probability, request.diversity, self._distinct_words, asked)
 
     async def _await_images(
         self, tasks: Sequence[asyncio.Future[ImageOutcome]], deadline: Deadline
@@ -211,12 +273,9 @@ class Recommender:
     ) -> Finished:
         """Shortlist and rerank; near the deadline the shortlist's own order is the answer."""
         began = time.perf_counter()
-        vectors = [vector for _, vector in prepared.images]
-        stacked = np.stack(vectors) if vectors else np.zeros((0, self._model.dimension), dtype=np.float32)
-        rules = Rules(request.k, request.product.id, request.exclude, request.plain_filter())
-        product = ShortlistJob(stacked, prepared.title, rules, prepared.title_text)
-        slots = prepared.slots() if request.explain else None
-        selection = Selection(request.k, request.min_probability, request.diversity, self._distinct_words, slots)
+        stacked = prepared.stacked_images(self._model.dimension)
+        product = ShortlistJob(stacked, prepared.title, _rules(request), prepared.title_text)
+        selection = self._selection(request, prepared.slots(titled=prepared.title is not None))
         left = deadline.remaining() - _ANSWER_SECONDS
         if left < self._rank_seconds.percentile_95:
             # Noted as if it would have fitted, so that a slow spell is forgotten and reranking tried again.
@@ -259,7 +318,12 @@ class Recommender:
         return Outcome(answer, timings, prepared.image_outcomes, prepared.lookups, degraded, prepared.title_tokens)
 
 
-def _collect(outcomes: Sequence[ImageOutcome | None], timings: Timings) -> _Prepared:
+def _rules(request: RecommendRequest) -> Rules:
+    return Rules(request.k, request.product.id, request.exclude, request.plain_filter())
+
+
+def _collect(request: RecommendRequest, outcomes: Sequence[ImageOutcome | None], timings: Timings) -> _Prepared:
+    """What became of the images that are used; those that are not are a warning, too."""
     prepared = _Prepared([], None, [], [], [])
     for position, outcome in enumerate(outcomes):
         if outcome is None:
@@ -273,6 +337,10 @@ def _collect(outcomes: Sequence[ImageOutcome | None], timings: Timings) -> _Prep
             prepared.image_outcomes.append("ok")
         elif outcome.error is not None:
             _warn(prepared, outcome.error.code, position, str(outcome.error))
+    surplus = len(request.product.images) - len(outcomes)
+    if surplus:
+        detail = f"this bundle uses {len(outcomes)} images a product; the last {surplus} were left out"
+        prepared.warnings.append({"code": "too_many_images", "image": len(outcomes), "detail": detail})
     return prepared
 
 
@@ -287,9 +355,9 @@ def _nothing_usable(prepared: _Prepared, images: Sequence[str]) -> NothingUsable
     return NothingUsable(f"there is no title, and none of the {count} could be used", faults)
 
 
-def _note(timings: Timings, step: str, began: float, ended: float) -> None:
+def _note(timings: Timings, step: str, began: float, ended: float, **attributes: str) -> None:
     timings.add(step, ended - began)
-    past_span(step, began, ended)
+    past_span(step, began, ended, **attributes)
 
 
 class _Durations:

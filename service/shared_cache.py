@@ -5,6 +5,7 @@ Knows no embeddings; a Redis that is down is a cache that knows nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class RedisCache:
     def __init__(self, client: RedisClient, longest_ttl_seconds: float) -> None:
         self._client = client
         self._longest_ttl_seconds = longest_ttl_seconds
+        self._putting: set[asyncio.Task[None]] = set()
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Values in the order of the keys."""
@@ -41,6 +43,12 @@ class RedisCache:
 
         if values:
             await self._client.ask(put)
+
+    def put_soon(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
+        """In a task of its own."""
+        task = asyncio.ensure_future(self.put_many(values, ttl_seconds))
+        self._putting.add(task)
+        task.add_done_callback(self._putting.discard)
 
     async def aclose(self) -> None:
         """Close the client."""

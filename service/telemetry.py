@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 import structlog
@@ -26,6 +26,9 @@ _OTEL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5
 _STAGE_BUCKETS = (0.001, 0.0025, *_OTEL_BUCKETS)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _PROBABILITY_BUCKETS = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+Labelled = TypeVar("Labelled", Counter, Histogram)
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class Metrics:
     """Prometheus metrics in a registry of their own, so that two apps in one process do not meet."""
 
     def __init__(self) -> None:
+        self._children: dict[tuple[Any, ...], Any] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.request_seconds = Histogram(
@@ -164,6 +168,14 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
+    def one(self, metric: Labelled, *labels: str) -> Labelled:
+        """``metric.labels(*labels)``, kept: the library builds and locks at every look."""
+        key = (metric, *labels)
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return found
+
     def page(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
@@ -180,18 +192,18 @@ class Metrics:
     def observe_answer(self, endpoint: str, answer: Mapping[str, Any], title_tokens: tuple[int, int]) -> None:
         """What an answer says of the model's health. ``title_tokens``: known, unknown."""
         used = answer["modalities_used"]
-        self.products.labels(endpoint, "both" if len(used) > 1 else used[0]).inc()
+        self.one(self.products, endpoint, "both" if len(used) > 1 else used[0]).inc()
         first = answer["results"][0]["probability"] if answer["results"] else None
         if first is not None:
-            self.top_probability.labels(endpoint).observe(first)
+            self.one(self.top_probability, endpoint).observe(first)
         for known, count in zip(("true", "false"), title_tokens, strict=True):
             if count:
-                self.title_tokens.labels(endpoint, known).inc(count)
+                self.one(self.title_tokens, endpoint, known).inc(count)
 
     def observe_batch(self, stage: str, items: int, seconds: float) -> None:
         """Told by the queue of every model call."""
-        self.batch_size.labels(stage).observe(items)
-        self.batch_seconds.labels(stage).observe(seconds)
+        self.one(self.batch_size, stage).observe(items)
+        self.one(self.batch_seconds, stage).observe(seconds)
 
 
 def configure_logging(level: str) -> None:

@@ -122,11 +122,11 @@ class span:
         self._span.end()
 
 
-def past_span(name: str, began: float, ended: float) -> None:
+def past_span(name: str, began: float, ended: float, **attributes: str) -> None:
     """A step that is over, told afterwards; both moments of time.perf_counter()."""
     if _tracer is not None:
         behind = time.time_ns() - int(time.perf_counter() * 1e9)
-        own = _tracer.start_span(name, start_time=behind + int(began * 1e9))
+        own = _tracer.start_span(name, start_time=behind + int(began * 1e9), attributes=attributes)
         own.end(behind + int(ended * 1e9))
 
 

@@ -5,30 +5,28 @@ Knows no labels and no request; an image that cannot be had is an outcome, not a
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import orjson
 from opentelemetry.trace import SpanKind
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
-from service.batching import BatchQueue, Padding, Stage
+from service.batching import BatchQueue, Padding, Stage, run_batch
 from service.bundles import Encoder
 from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
-from service.errors import PictureCode, PictureError
+from service.errors import PictureError
 from service.fetching import Fetcher, require_image
 from service.tracing import span
+from service.url_entries import UrlEntry, read_entry, url_key
 
 CacheOutcome = Literal["hit", "miss"]
 
-_CODES: frozenset[str] = frozenset(get_args(PictureCode))
 _DAY_SECONDS = 86400.0
 _URL_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"),)
 _BOTH_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"), ("image", "hit"))
@@ -76,19 +74,31 @@ class TitleOutcome:
     """(known, unknown) to the tokenizer, where this request had it encoded"""
 
 
+class Sequel(Protocol):
+    """What a worker does with vectors that it has just made, before it gives them back: a way there and back less."""
+
+    def __call__(self, jobs: Sequence[Any], vectors: Sequence[FloatArray]) -> list[Any]:
+        """A result for every job; ``vectors``: the title's of each."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class _UrlEntry:
-    """What is remembered of a picture's URL."""
+class _TitleItem:
+    """One title on its way to the encoder."""
 
-    content_hash: str | None
-    etag: str | None
-    fetched_at: float
-    """Wall clock: other processes read it."""
-    failure: PictureError | None = None
+    title: str
+    sequel: Sequel | None = None
+    job: Any = None
 
-    def to_bytes(self) -> bytes:
-        failure = [self.failure.code, str(self.failure)] if self.failure else None
-        return orjson.dumps([self.content_hash, self.etag, self.fetched_at, failure])
+
+@dataclass(frozen=True, slots=True)
+class _TitleResult:
+    """What comes back."""
+
+    packed: bytes
+    tokens: tuple[int, int]
+    result: Any = None
+    """Of the sequel; an Exception: it failed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +109,10 @@ class Known:
     """None: there is none, or it has to be encoded."""
     images: Sequence[ImageOutcome | None]
     """One an image; None: it has to be fetched or encoded."""
-    entries: Mapping[str, _UrlEntry]
+    entries: Mapping[str, UrlEntry]
     """By URL, the stale ones too: they may hold an ETag."""
+    title_key: str = ""
+    """Where the cache keeps the title's vector; "" without a title."""
 
 
 class Vectors:
@@ -118,15 +130,14 @@ class Vectors:
         self._encoder, self._queue, self._cache = encoder, queue, cache
         self._fetcher, self._decoder, self._limits = fetcher, decoder, limits
         # Functions of the encoder alone: were they methods, this object and its stages would hold each other.
-        titles, images = partial(_encode_titles, encoder), partial(_encode_images, encoder)
+        self._number = np.dtype(np.float16 if limits.shared else np.float32)
+        titles, images = partial(_encode_titles, encoder, self._number), partial(_encode_images, encoder)
         padding = Padding(partial(_tokens_about, encoder.input_spec.max_title_tokens), _CALL_OVERHEAD_TOKENS)
         # Titles go first: they cost little, and a request whose pictures are late is answered from its title.
         self._images = queue.stage("encode_images", images, limits.max_image_batch, step=0)
         self._titles = queue.stage("encode_titles", titles, limits.max_title_batch, step=1, padding=padding)
-        self._number = np.dtype(np.float16 if limits.shared else np.float32)
         self._flights: SingleFlight[bytes] = SingleFlight()
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
-        self._keeping: set[asyncio.Task[None]] = set()
 
     def work(self, title: str, known: Known) -> dict[Stage[Any, Any], int]:
         """Items that the product will bring to the queue, as far as the cache's answer tells."""
@@ -146,11 +157,15 @@ class Vectors:
     async def known(self, title: str, images: Sequence[str]) -> Known:
         """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs."""
         title_key = self._title_key(title) if title else ""
-        url_keys = {url: _url_key(url) for url in images if not url.startswith("data:")}
+        url_keys = {url: url_key(url) for url in images if not url.startswith("data:")}
         found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()))
-        entries: dict[str, _UrlEntry] = {}
+        vector = self._whole(found.get(title_key), self._encoder.title_width)
+        hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
+        if not images:
+            return Known(hit, (), {}, title_key)
+        entries: dict[str, UrlEntry] = {}
         for url, key in url_keys.items():
-            entry = _read_entry(found.get(key))
+            entry = read_entry(found.get(key))
             if entry is not None:
                 entries[url] = entry
         fresh = {url: entry for url, entry in entries.items() if self._is_fresh(entry)}
@@ -162,11 +177,9 @@ class Vectors:
             else self._at_once(fresh[url], packed.get(image_keys.get(fresh[url].content_hash or "", "")))
             for url in images
         ]
-        vector = self._whole(found.get(title_key), self._encoder.title_width)
-        hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
-        return Known(hit, outcomes, entries)
+        return Known(hit, outcomes, entries, title_key)
 
-    def _at_once(self, entry: _UrlEntry, packed: bytes | None) -> ImageOutcome | None:
+    def _at_once(self, entry: UrlEntry, packed: bytes | None) -> ImageOutcome | None:
         """Of a URL whose entry is fresh; None: its content is needed."""
         if entry.failure is not None:
             return ImageOutcome(error=entry.failure, lookups=_URL_HIT)
@@ -186,11 +199,35 @@ class Vectors:
         async def encode() -> bytes:
             nonlocal tokens
             with span("encode", modality="title"):
-                vector, tokens = await self._queue.submit(self._titles, title)
-            return self._keep(key, vector)
+                found = await self._queue.submit(self._titles, _TitleItem(title))
+            tokens = found.tokens
+            self._put(key, found.packed, self._limits.embedding_ttl_seconds)
+            return found.packed
 
         packed = await self._flights.run(key, encode)
         return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss", tokens)
+
+    def may_continue(self, title: str, known: Known) -> bool:
+        """Whether the title is all that has to be encoded, and nobody is at it."""
+        if not title or known.title is not None or any(own is None for own in known.images):
+            return False
+        return not self._flights.is_under_way(known.title_key)
+
+    async def title_and(self, title: str, key: str, sequel: Sequel, job: Any) -> tuple[TitleOutcome, Any]:
+        """The vector of a title for which ``may_continue``, and what ``sequel`` makes of the job with it.
+
+        Both on one worker, in one go. ``key``: the title's, as ``known`` gave it. Raises what they raised, Shed, NotReady.
+        """
+
+        async def encode() -> tuple[bytes, _TitleResult]:
+            found = await self._queue.submit(self._titles, _TitleItem(title, sequel, job))
+            self._put(key, found.packed, self._limits.embedding_ttl_seconds)
+            return found.packed, found
+
+        packed, found = await self._flights.lead(key, encode())
+        if isinstance(found.result, Exception):
+            raise found.result
+        return TitleOutcome(self._unpack(packed), 0.0, "miss", found.tokens), found.result
 
     async def image(self, url: str, known: Known) -> ImageOutcome:
         """An image's vector, or the reason why there is none. Raises Shed, NotReady, or what the model raised."""
@@ -205,7 +242,7 @@ class Vectors:
     async def _image(
         self,
         url: str,
-        entry: _UrlEntry | None,
+        entry: UrlEntry | None,
         seconds: dict[str, float],
         lookups: list[tuple[Kind, CacheOutcome]],
     ) -> FloatArray:
@@ -229,7 +266,7 @@ class Vectors:
                 packed = await self._encode(picture, seconds)
             except PictureError as error:
                 if not url.startswith("data:"):
-                    self._remember(url, _UrlEntry(None, None, time.time(), error))
+                    self._remember(url, UrlEntry(None, None, time.time(), error))
                 raise
         return self._unpack(packed)
 
@@ -243,20 +280,20 @@ class Vectors:
             return _Picture(content, _digest(content))
         return _Picture(content, await self._decoder.run(_digest, content))
 
-    async def _fetch(self, url: str, entry: _UrlEntry | None) -> _Picture:
+    async def _fetch(self, url: str, entry: UrlEntry | None) -> _Picture:
         """Bytes of a URL, or its known hash when the server says that nothing changed."""
         etag = entry.etag if entry is not None and entry.content_hash is not None else None
         try:
             with span("fetch", SpanKind.CLIENT):
                 fetched = await self._fetcher.fetch(url, etag)
         except PictureError as error:
-            self._remember(url, _UrlEntry(None, None, time.time(), error))
+            self._remember(url, UrlEntry(None, None, time.time(), error))
             raise
         if fetched.content is None and entry is not None:
             self._remember(url, replace(entry, fetched_at=time.time()))
             return _Picture(None, str(entry.content_hash))
         picture = await self._picture(fetched.content or b"")
-        self._remember(url, _UrlEntry(picture.content_hash, fetched.etag, time.time()))
+        self._remember(url, UrlEntry(picture.content_hash, fetched.etag, time.time()))
         return picture
 
     async def _encode(self, picture: _Picture, seconds: dict[str, float]) -> bytes:
@@ -283,17 +320,17 @@ class Vectors:
         """Nothing but a vector of this model's size: a shared cache may hold garbage."""
         return packed if packed is not None and len(packed) == self._number.itemsize * width else None
 
-    def _is_fresh(self, entry: _UrlEntry) -> bool:
+    def _is_fresh(self, entry: UrlEntry) -> bool:
         fresh = self._limits.url_failed_seconds if entry.failure is not None else self._limits.url_fresh_seconds
         return 0 <= time.time() - entry.fetched_at < fresh
 
-    def _remember(self, url: str, entry: _UrlEntry) -> None:
+    def _remember(self, url: str, entry: UrlEntry) -> None:
         if entry.failure is not None:
             ttl = self._limits.url_failed_seconds
         else:
             # With an ETag a stale entry still spares the transfer.
             ttl = max(self._limits.url_fresh_seconds, _DAY_SECONDS if entry.etag else 0.0)
-        self._put(_url_key(url), entry.to_bytes(), ttl)
+        self._put(url_key(url), entry.to_bytes(), ttl)
 
     def _keep(self, key: str, vector: FloatArray) -> bytes:
         packed = vector.astype(self._number).tobytes()
@@ -302,13 +339,10 @@ class Vectors:
 
     def _unpack(self, packed: bytes) -> FloatArray:
         """Every vector comes this way, cached or not."""
-        return np.frombuffer(packed, dtype=self._number).astype(np.float32)
+        return _unpacked(packed, self._number)
 
     def _put(self, key: str, value: bytes, ttl_seconds: float) -> None:
-        """Keep without making the request wait for it."""
-        task = asyncio.ensure_future(self._cache.put_many({key: value}, ttl_seconds))
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
+        self._cache.put_soon({key: value}, ttl_seconds)
 
     def _title_key(self, title: str) -> str:
         return cache_key(self._encoder.encoder_id, "title", title.encode())
@@ -324,18 +358,36 @@ class _Picture:
     content_hash: str
 
 
-def _encode_titles(encoder: Encoder, titles: Sequence[str]) -> list[tuple[FloatArray, tuple[int, int]]]:
-    """Each title's vector, and how many of its tokens are known and unknown."""
-    return list(zip(encoder.encode_titles(titles), encoder.known_tokens(titles), strict=True))
+def _encode_titles(encoder: Encoder, number: np.dtype[Any], items: Sequence[_TitleItem]) -> list[_TitleResult]:
+    """Vectors and tokens of each title, and what follows them: of one kind together, and failing alone."""
+    vectors, tokens = encoder.encode_counted([own.title for own in items])
+    packed = [vector.tobytes() for vector in vectors.astype(number)]
+    kinds: dict[Sequel, list[int]] = {}
+    for row, own in enumerate(items):
+        if own.sequel is not None:
+            kinds.setdefault(own.sequel, []).append(row)
+    results: dict[int, Any] = {}
+    for sequel, rows in kinds.items():
+        pairs = [(items[row].job, _unpacked(packed[row], number)) for row in rows]
+        results.update(zip(rows, run_batch(partial(_continue, sequel), pairs), strict=True))
+    return [_TitleResult(packed[row], tokens[row], results.get(row)) for row in range(len(items))]
+
+
+def _continue(sequel: Sequel, pairs: Sequence[tuple[Any, FloatArray]]) -> list[Any]:
+    return sequel([job for job, _ in pairs], [vector for _, vector in pairs])
+
+
+def _unpacked(packed: bytes, number: np.dtype[Any]) -> FloatArray:
+    return np.frombuffer(packed, dtype=number).astype(np.float32)
 
 
 def _encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
     return list(encoder.encode_images(np.stack(pixels)))
 
 
-def _tokens_about(most: int, title: str) -> float:
+def _tokens_about(most: int, item: _TitleItem) -> float:
     """Tokens of a title, near enough to tell long ones from short ones without a tokenizer."""
-    return float(min(most, 2 + len(title) / _CHARACTERS_A_TOKEN))
+    return float(min(most, 2 + len(item.title) / _CHARACTERS_A_TOKEN))
 
 
 def usable_title(title: str | None) -> str:
@@ -343,29 +395,5 @@ def usable_title(title: str | None) -> str:
     return normalise_title(title or "")
 
 
-def _url_key(url: str) -> str:
-    # What a URL holds does not depend on an encoder.
-    return cache_key("any", "url", url.encode())
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_entry(value: bytes | None) -> _UrlEntry | None:
-    """An entry, or None for anything else: a shared cache may hold garbage."""
-    if value is None:
-        return None
-    try:
-        content_hash, etag, fetched_at, failure = cast(list[Any], orjson.loads(value))
-        error = None
-        if failure is not None:
-            code, detail = failure
-            if code not in _CODES:
-                return None
-            error = PictureError(code, str(detail))
-        elif not isinstance(content_hash, str):
-            return None
-        return _UrlEntry(content_hash, etag if isinstance(etag, str) else None, float(fetched_at), error)
-    except (ValueError, TypeError):
-        return None

@@ -40,6 +40,22 @@ def test_a_normalised_title_holds_only_what_can_be_seen(title: str) -> None:
     text.encode()
 
 
+def test_known_and_unknown_tokens_are_counted_without_padding() -> None:
+    """Padding has the id of unknown words here."""
+    tokens = TOKENIZER.encode(["red shoes", "red hat", "blue", "red " * 20])
+    assert TOKENIZER.known_tokens(tokens) == [(2, 0), (1, 1), (0, 1), (MOST_TOKENS, 0)]
+
+
+def test_many_titles_are_tokenised_as_each_alone() -> None:
+    """However they are handed to the library."""
+    titles = [("red " * (n % 5) + "shoes " * (n % 3)).strip() or "hat" for n in range(100)]
+    together = TOKENIZER.encode(titles)
+    for row, title in enumerate(titles):
+        alone = TOKENIZER.encode([title])
+        assert together.ids[row, : alone.ids.shape[1]].tolist() == alone.ids[0].tolist()
+        assert together.mask[row].sum() == alone.mask[0].sum()
+
+
 @given(st.lists(ANYTHING, max_size=5))
 def test_any_titles_become_a_batch_of_tokens(titles: list[str]) -> None:
     """One row each, no longer than the limit, tokens first and padding behind."""

@@ -153,6 +153,8 @@ class MemoryModel:
     """Makes encoding a title slow."""
     rerank_seconds: float = 0.0
     """Makes reranking slow."""
+    rank_breaker: str = "\0"
+    """A word of titles that break where bags are made."""
     title_batches: list[int] = field(default_factory=list)
     image_batches: list[int] = field(default_factory=list)
     titles_seen: list[str] = field(default_factory=list)
@@ -180,10 +182,11 @@ class MemoryModel:
         self.title_batches.append(len(titles))
         return np.stack([title_vector(title) for title in titles])
 
-    def known_tokens(self, titles: Sequence[str]) -> list[tuple[int, int]]:
+    def encode_counted(self, titles: Sequence[str]) -> tuple[FloatArray, list[tuple[int, int]]]:
         """Words of letters are known, all others are not."""
         known = [sum(word.isalpha() for word in title.split()) for title in titles]
-        return [(own, len(title.split()) - own) for own, title in zip(known, titles, strict=True)]
+        counts = [(own, len(title.split()) - own) for own, title in zip(known, titles, strict=True)]
+        return self.encode_titles(titles), counts
 
     def encode_images(self, pixels: Uint8Array) -> FloatArray:
         self.image_batches.append(len(pixels))
@@ -195,6 +198,8 @@ class MemoryModel:
         title_vectors: Sequence[FloatArray | None],
         titles: Sequence[str] | None = None,
     ) -> list[ProductBag]:
+        if any(self.rank_breaker in title for title in titles or []):
+            raise RuntimeError("this title breaks ranking")
         self.titles_seen += titles or []
         bags = []
         for images, title in zip(image_vectors, title_vectors, strict=True):

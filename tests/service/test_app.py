@@ -141,6 +141,49 @@ async def test_the_title_reaches_ranking_as_text_too() -> None:
         assert model.titles_seen[-1] == ""
 
 
+async def test_a_title_whose_ranking_breaks_fails_alone_and_is_encoded_once() -> None:
+    """Titles that come together are encoded and ranked in one go; what breaks after the encoder is no reason to go back."""
+    model = MemoryModel(shop(), title_seconds=0.01, rank_breaker="cursed")
+    async with running(model, worker_threads=1) as (client, _):
+        titles = ["red shoes", "blue shoes", "cursed shoes", "green shoes"]
+        answers = await asyncio.gather(
+            *(client.post("/recommend", json={"product": {"title": own}, "k": 2}) for own in titles)
+        )
+        assert [own.status_code for own in answers] == [200, 200, 500, 200]
+        assert sum(model.title_batches) == len(titles)
+        assert len(model.title_batches) == 2  # the first alone, the others together
+        again = await client.post("/recommend", json={"product": {"title": "red shoes"}, "k": 2})
+        assert again.json()["results"] == answers[0].json()["results"]
+        assert sum(model.title_batches) == len(titles)
+
+
+async def test_one_title_asked_for_by_many_is_encoded_once() -> None:
+    """Also where the first of them is ranked on its way; both ways answer alike."""
+    model = MemoryModel(shop(), title_seconds=0.05)
+    async with running(model, worker_threads=1) as (client, _):
+        body = {"product": {"title": "red leather handbag"}, "k": 3}
+        answers = await asyncio.gather(*(client.post("/recommend", json=body) for _ in range(5)))
+        assert sum(model.title_batches) == 1
+        assert len({str(own.json()["results"]) for own in answers}) == 1
+
+
+async def test_a_new_title_is_ranked_with_the_pictures_that_are_known() -> None:
+    """As if all were new."""
+    model = MemoryModel(shop())
+    async with picture_server() as pictures, running(model, fetch_trusted_origins=(pictures.origin,)) as (client, _):
+        pictures.serve("/a.png", picture("red"))
+        images = [f"{pictures.origin}/a.png"]
+        first = await _ask(client, product={"title": "red shoes", "images": images}, explain=True)
+        await _ask(client, product={"title": "blue shoes", "images": images})
+        model.title_batches.clear()
+        again = await _ask(client, product={"title": "red  shoes ", "images": images}, explain=True)
+        other = await _ask(client, product={"title": "red shoes!", "images": images}, explain=True)
+        assert first["results"] == again["results"]
+        assert other["modalities_used"] == ["title", "image"]
+        assert other["results"][0]["explanation"]["product_slots"] == ["image 0", "title"]
+        assert model.title_batches == [1]
+
+
 async def test_a_stale_url_is_asked_again_with_its_tag() -> None:
     """304 spares the transfer, and the embedding is still known."""
     model = MemoryModel(shop())

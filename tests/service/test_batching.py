@@ -204,6 +204,26 @@ async def test_batches_of_slow_items_are_small() -> None:
     await queue.aclose()
 
 
+async def test_slow_items_go_in_longer_batches_while_nobody_quick_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without them ends that for a while: it must not wait so long."""
+    queue = BatchQueue(1, 100, longest_batch_seconds=0.05)
+    slow, quick = queue.stage("slow", _same, 8), queue.stage("quick", _same, 8, step=1)
+    for request, together in (({slow: 1, quick: 1}, [4, 1]), ({slow: 0, quick: 1}, [2, 2, 1])):
+        gate = Gate()
+        slow.run = gate
+        with queue.admit(request, 100.0):
+            pass
+        first = await _blocked(queue, slow, gate)
+        waiting = [asyncio.ensure_future(queue.submit(slow, item)) for item in range(1, 6)]
+        await asyncio.sleep(0)
+        monkeypatch.setattr("service.batching._AVERAGE_KEEPS", 1.0)
+        slow.seconds_per_item = 0.025
+        gate.open.set()
+        await asyncio.gather(first, *waiting)
+        assert [len(batch) for batch in gate.batches] == [1, *together]
+    await queue.aclose()
+
+
 async def test_a_wait_past_the_deadline_is_refused_with_an_estimate() -> None:
     """Retry-After says how long the queue is."""
     queue, gate = BatchQueue(1, 100), Gate()

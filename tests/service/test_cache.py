@@ -130,6 +130,63 @@ async def test_a_failure_reaches_all_who_wait() -> None:
     assert not flights._flights
 
 
+async def test_a_leader_shares_the_first_of_its_results() -> None:
+    """Whoever asks meanwhile waits for that one and does nothing."""
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def work() -> tuple[int, str]:
+        await asyncio.sleep(0.01)
+        return 7, "mine"
+
+    leader = asyncio.ensure_future(flights.lead("k", work()))
+    await asyncio.sleep(0)
+    assert flights.is_under_way("k")
+    assert await asyncio.gather(*(flights.run("k", _never) for _ in range(3))) == [7] * 3
+    assert await leader == (7, "mine")
+    assert not flights.is_under_way("k")
+
+
+async def test_who_waited_for_a_leader_that_was_cut_begins_anew() -> None:
+    """One of them, for all; one that is cut itself is out of it."""
+    flights: SingleFlight[int] = SingleFlight()
+    runs = 0
+
+    async def work() -> int:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0.01)
+        return 8
+
+    leader = asyncio.ensure_future(flights.lead("k", asyncio.sleep(60, (7, None))))
+    await asyncio.sleep(0)
+    followers = [asyncio.ensure_future(flights.run("k", work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    followers[0].cancel()
+    leader.cancel()
+    assert await asyncio.gather(*followers[1:]) == [8, 8]
+    assert (runs, leader.cancelled(), followers[0].cancelled()) == (1, True, True)
+    assert not flights.is_under_way("k")
+
+
+async def test_a_leader_s_failure_reaches_all_who_wait() -> None:
+    """And is not remembered."""
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def fail() -> tuple[int, None]:
+        await asyncio.sleep(0.01)
+        raise ValueError("no")
+
+    leader = asyncio.ensure_future(flights.lead("k", fail()))
+    await asyncio.sleep(0)
+    outcomes = await asyncio.gather(leader, *(flights.run("k", _never) for _ in range(2)), return_exceptions=True)
+    assert [str(own) for own in outcomes] == ["no"] * 3
+    assert not flights.is_under_way("k")
+
+
+async def _never() -> int:
+    raise AssertionError("somebody else is at it")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
