@@ -205,13 +205,14 @@ async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Ou
     peer: Peer | None = request.scope.get(PEER)
     if peer is None:  # another server than ours
         return await _watched(request, work, own)
+    if peer.has_gone():
+        work.close()
+        raise ClientGone("the client hung up")
     peer.when_gone = own.cancel
     try:
-        if peer.has_gone:
-            own.cancel()
         return await work
     except asyncio.CancelledError:
-        if peer.has_gone:
+        if peer.has_gone():
             own.uncancel()
             raise ClientGone("the client hung up") from None
         raise

@@ -14,15 +14,19 @@ PEER = "mufin.peer"
 class Peer:
     """Of one connection; its requests are answered one after the other, so one at most waits to be told."""
 
-    __slots__ = ("has_gone", "when_gone")
+    __slots__ = ("_gone", "when_gone")
 
     def __init__(self) -> None:
-        self.has_gone = False
+        self._gone = False
         self.when_gone: Callable[[], object] | None = None
         """Called once, when it hangs up"""
 
+    def has_gone(self) -> bool:
+        """Whether it hung up."""
+        return self._gone
+
     def hang_up(self) -> None:
         """It is gone."""
-        self.has_gone = True
+        self._gone = True
         if self.when_gone is not None:
             self.when_gone()

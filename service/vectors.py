@@ -207,6 +207,10 @@ class Vectors:
         packed = await self._flights.run(key, encode)
         return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss", tokens)
 
+    def keep_title(self, key: str, vector: FloatArray) -> None:
+        """Remember a vector that a sequel was given, where its own result came too late."""
+        self._put(key, vector.astype(self._number).tobytes(), self._limits.embedding_ttl_seconds)
+
     def may_continue(self, title: str, known: Known) -> bool:
         """Whether the title is all that has to be encoded, and nobody is at it."""
         if not title or known.title is not None or any(own is None for own in known.images):

@@ -295,6 +295,9 @@ async def test_near_the_deadline_the_shortlist_is_the_answer() -> None:
         assert _ids(answer)[0] == "l0"
         assert all(r["probability"] is None and r["classifier_score"] is None for r in answer["results"])
         assert [w["code"] for w in answer["warnings"]] == ["min_probability_not_applied"]
+        assert answer["modalities_used"] == ["title"]
+        await _ask(client, product={"title": "red leather handbag"})
+        assert sum(model.title_batches) == 1  # what was encoded is known, though ranking was cut
 
 
 async def test_a_deadline_before_the_shortlist_is_504() -> None:
