@@ -27,6 +27,9 @@ ObserveBatch = Callable[[str, int, float], None]
 """Told of every batch: stage, items, seconds."""
 
 _AVERAGE_KEEPS = 0.9
+# A lone item of 1 ms that the machine holds up for 300 would make the average 31 ms, and whoever comes then would be refused
+# until it has forgotten. Items that really take longer are known for it within some ten batches.
+_HELD_UP = 4.0
 # Of the time a request allows, what may pass until all accepted before it is done: the rest is for its own work, for the
 # spread of the estimate and for the way there and back. Without it, accepted requests come just too late. A long deadline
 # needs a smaller share of it for that: 320 of 800 ms may pass, and 3.7 of 5 s.
@@ -76,6 +79,12 @@ class Stage(Generic[In, Out]):
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
+
+    def took(self, seconds: float, items: int) -> None:
+        """A batch was answered. One that was held up moves the average by a few batches' worth at the most."""
+        average = self.seconds_per_item
+        own = min(seconds / items, _HELD_UP * average) if average else seconds / items
+        self.seconds_per_item = _AVERAGE_KEEPS * average + (1 - _AVERAGE_KEEPS) * own if average else own
 
     def fair_batch(self, among_its_like: bool = False) -> int:
         """As many items as a batch may hold without holding up everybody else for long.
@@ -268,8 +277,7 @@ class BatchQueue:
             if not self._running:
                 self._idle.set()
             seconds = time.monotonic() - began
-            kept = _AVERAGE_KEEPS if stage.seconds_per_item else 0.0
-            stage.seconds_per_item = kept * stage.seconds_per_item + (1 - kept) * seconds / len(batch)
+            stage.took(seconds, len(batch))
             if self._observe is not None:
                 self._observe(stage.name, len(batch), seconds)
             _answer(batch, outcomes)

@@ -285,3 +285,15 @@ async def test_batches_are_observed_and_a_busy_worker_shows() -> None:
     await first
     assert seen == [("work", 1)]
     await queue.aclose()
+
+
+def test_a_batch_that_was_held_up_does_not_make_everybody_wait() -> None:
+    """One stall of the machine leaves the average where it can be lived with; items that stay slow are known for it soon."""
+    stage: Stage[int, int] = Stage("kept", list, 8, 0, True, None, 0.08)
+    stage.took(0.001, 1)
+    assert stage.seconds_per_item == 0.001  # the first batch is all that is known
+    stage.took(0.3, 1)
+    assert stage.seconds_per_item < 0.002
+    for _ in range(20):
+        stage.took(0.8, 8)
+    assert 0.05 < stage.seconds_per_item < 0.1
