@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -176,6 +177,15 @@ def _begin(started: Synchronized[int]) -> None:
     with started.get_lock():
         started.value += 1
         _PROCESS = started.value
+    threading.Thread(target=_end_with_the_bench, daemon=True).start()
+
+
+def _end_with_the_bench() -> None:
+    """A bench that is killed would leave its processes training."""
+    bench = multiprocessing.parent_process()
+    assert bench is not None
+    bench.join()
+    os._exit(1)
 
 
 def cell(bench: Bench, name: str, part: Part, variant: Variant | None) -> Rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +159,43 @@ def test_side_by_side_the_figures_are_the_same(
     assert len(list((tmp_path / "figures").iterdir())) == (folds or 1)
     alone = measure("tiny", catalogue, replace(how, work=None), 2)
     assert beside == alone and len(alone["rows"]) > 1
+
+
+def runs(number: int) -> bool:
+    """Whether a process is there and no mere entry that nobody has collected yet."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+KILLED = """
+import os, time
+from bench.accuracy import side_by_side
+if __name__ == "__main__":
+    with side_by_side(2) as pool:
+        print(*{own.result() for own in [pool.submit(os.getpid) for _ in range(4)]}, flush=True)
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_bench_that_is_killed(tmp_path: Path) -> None:
+    """Also those in the middle of a training."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    root = Path(bench.accuracy.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as started:  # fmt: skip
+        assert started.stdout is not None
+        own = [int(number) for number in started.stdout.readline().split()]
+        started.kill()
+    assert own
+    until = time.monotonic() + 30
+    while any(map(runs, own)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [number for number in own if runs(number)]
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two"])
