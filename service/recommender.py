@@ -236,7 +236,7 @@ class Recommender:
             found = job.found
             if found is None or job.vector is None:
                 raise
-            self._vectors.keep_title(known.title_key, job.vector)
+            self._vectors.keep(known.title_key, job.vector)
             titled = TitleOutcome(job.vector, 0.0, "miss")
         finally:
             # As in _rank: what was cut counts as well, and what was not tried as if it would have fitted.

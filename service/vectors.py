@@ -207,10 +207,6 @@ class Vectors:
         packed = await self._flights.run(key, encode)
         return TitleOutcome(self._unpack(packed), time.perf_counter() - began, "miss", tokens)
 
-    def keep_title(self, key: str, vector: FloatArray) -> None:
-        """Remember a vector that a sequel was given, where its own result came too late."""
-        self._put(key, vector.astype(self._number).tobytes(), self._limits.embedding_ttl_seconds)
-
     def may_continue(self, title: str, known: Known) -> bool:
         """Whether the title is all that has to be encoded, and nobody is at it."""
         if not title or known.title is not None or any(own is None for own in known.images):
@@ -312,7 +308,7 @@ class Vectors:
             with span("encode", modality="image"):
                 vector = await self._queue.submit(self._images, pixels)
             seconds.update(decode=decoded - began, encode=time.perf_counter() - decoded)
-            return self._keep(key, vector)
+            return self.keep(key, vector)
 
         return await self._flights.run(key, encode)
 
@@ -336,7 +332,8 @@ class Vectors:
             ttl = max(self._limits.url_fresh_seconds, _DAY_SECONDS if entry.etag else 0.0)
         self._put(url_key(url), entry.to_bytes(), ttl)
 
-    def _keep(self, key: str, vector: FloatArray) -> bytes:
+    def keep(self, key: str, vector: FloatArray) -> bytes:
+        """Remember a vector, also one that a sequel was given and whose own result came too late; returns it packed."""
         packed = vector.astype(self._number).tobytes()
         self._put(key, packed, self._limits.embedding_ttl_seconds)
         return packed
