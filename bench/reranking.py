@@ -131,8 +131,10 @@ def in_turns(calls: dict[str, Callable[[int], None]], turns: int) -> dict[str, l
 
 def drop_pages(records: RecordFile) -> None:
     """Take a mapped file out of this process and out of the page cache."""
-    rows: Any = records.rows
-    rows._mmap.madvise(mmap.MADV_DONTNEED)
+    mapped: Any = records.rows
+    while not isinstance(mapped, mmap.mmap):
+        mapped = mapped.base
+    mapped.madvise(mmap.MADV_DONTNEED)
     with records.path.open("rb") as handle:
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
