@@ -131,12 +131,13 @@ class TitleTokenizer:
         """Titles to (B, T) ids and mask, T being the longest of this batch."""
         texts, encode = [normalise_title(own) for own in titles], self._tokenizer.encode_batch_fast  # without offsets
         encodings = [encode([own])[0] for own in texts] if len(texts) <= _TITLES_ONE_BY_ONE else encode(texts)
-        length = max((len(e.ids) for e in encodings), default=0)
-        ids = np.zeros((len(encodings), length), dtype=np.int64)
-        mask = np.zeros((len(encodings), length), dtype=np.int64)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)] = encoding.ids
-            mask[row, : len(encoding.ids)] = 1
+        found = [encoding.ids for encoding in encodings]  # a new list at every look
+        length = max(map(len, found), default=0)
+        ids = np.zeros((len(found), length), dtype=np.int64)
+        mask = np.zeros((len(found), length), dtype=np.int64)
+        for row, own in enumerate(found):
+            ids[row, : len(own)] = own
+            mask[row, : len(own)] = 1
         return TokenBatch(ids, mask)
 
 

@@ -58,6 +58,8 @@ class ItemEncoder:
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
         """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""
+        if len(tokens.ids) == 1 and tokens.mask.all():  # nothing to order, nothing to cut
+            return self.graphs.titles(tokens)
         vectors = np.zeros((len(tokens.ids), self.title_width), dtype=np.float32)
         lengths = tokens.mask.sum(axis=1)
         order = np.argsort(lengths, kind="stable")

@@ -1,17 +1,18 @@
 """An HTTP request to a recommender and its outcome to an HTTP answer: key, body, deadline, hang-ups, telemetry.
 
-Knows no models; the only place where a request's outcome is recorded, once, at its end.
+Knows no models; the only place where a request's outcome is recorded, once, when its answer has been sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.begun import within
@@ -33,7 +34,7 @@ from service.rate_limit import Rate
 from service.recommender import Deadline, Outcome, Recommender
 from service.schemas import RecommendRequest
 from service.security import ApiKey, Scope, read_body, require_json
-from service.telemetry import get_logger, is_sampled, log_answer
+from service.telemetry import RECORD, get_logger, is_sampled, log_answer
 
 Out = TypeVar("Out")
 
@@ -82,7 +83,7 @@ class Answering:
             recommender = self._parts.recommender(endpoint)
             wanted = parse(RecommendRequest, await self._body(request, deadline))
             outcome = await _until_hung_up(request, recommender.recommend(wanted, deadline))
-        self._record(endpoint, outcome, request.state.request_id)
+        request.scope["state"][RECORD] = partial(self._record, endpoint, outcome, request.scope["state"]["request_id"])
         facts = _log_facts(request)
         facts.update(stage=outcome.answer["stage"], results=len(outcome.answer["results"]))
         if outcome.degraded:
@@ -174,7 +175,7 @@ class Answering:
         require_json(headers.get("content-type"), headers.get("content-encoding"))
         try:
             most = self._parts.settings.max_body_bytes
-            reading = read_body(_stream(request), headers.get("content-length"), most)
+            reading = read_body(request.receive, headers.get("content-length"), most)
             return await within(deadline.remaining(), reading)
         except TimeoutError as error:
             raise DeadlinePassed("the body did not arrive within the deadline") from error
@@ -188,14 +189,6 @@ def _headers(request: Request) -> Mapping[str, str]:
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
         request.scope["state"]["headers"] = found
     return found
-
-
-async def _stream(request: Request) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in request.stream():
-            yield chunk
-    except ClientDisconnect as error:
-        raise ClientGone("the client hung up") from error
 
 
 async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Out:

@@ -5,10 +5,12 @@ Knows no endpoint; plain ASGI, so that it costs microseconds.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
+from service.peers import PEER
 from service.problems import problem_response, status_response
-from service.telemetry import Metrics, get_logger
+from service.telemetry import RECORD, Metrics, get_logger
 from service.tracing import RequestSpan
 
 # Names, no secrets: asking the system for better ones costs more than all else here.
@@ -70,7 +73,14 @@ class RequestMiddleware:
             if status == 0:
                 await problem_response(error, request_id)(scope, receive, send_marked)
         finally:
-            self._record(scope, request_id, status or 499, time.perf_counter() - began, span)
+            seconds, route = time.perf_counter() - began, self._route(scope)
+            span.end(scope["method"], route, status or 499, request_id)
+            record = partial(self._record, scope, request_id, route, status or 499, seconds, span)
+            if PEER in scope:
+                # uvloop sends when this turn of the loop is over: who waits for the answer need not wait for its records.
+                asyncio.get_running_loop().call_soon(record)
+            else:
+                record()
 
     def _is_on_wrong_port(self, scope: Scope) -> bool:
         server = scope.get("server")
@@ -78,9 +88,12 @@ class RequestMiddleware:
             return False
         return bool((server[1] == self._admin_port) != (scope["path"] in ADMIN_PATHS))
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float, span: RequestSpan) -> None:
-        route = self._route(scope)
-        span.end(scope["method"], route, status, request_id)
+    def _record(
+        self, scope: Scope, request_id: str, route: str, status: int, seconds: float, span: RequestSpan
+    ) -> None:
+        further: Callable[[], None] | None = scope["state"].get(RECORD)
+        if further is not None:
+            further()
         self._metrics.one(self._metrics.request_seconds, route, str(status)).observe(seconds)
         log = get_logger()
         say = log.debug if route in _QUIET_PATHS else log.info

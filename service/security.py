@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from service.errors import BodyTooLarge, Forbidden, NotJson, SettingsError, Unauthenticated
+from starlette.types import Receive
+
+from service.errors import BodyTooLarge, ClientGone, Forbidden, NotJson, SettingsError, Unauthenticated
 
 Scope = Literal["recommend", "bid-queries", "admin"]
 SCOPES: frozenset[str] = frozenset(get_args(Scope))
@@ -111,14 +113,18 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
         raise NotJson(f"content-encoding is {content_encoding[:40]}, send the body as it is")
 
 
-async def read_body(stream: AsyncIterator[bytes], content_length: str | None, max_bytes: int) -> bytes:
-    """The body, never more than the limit in memory. Raises BodyTooLarge."""
+async def read_body(receive: Receive, content_length: str | None, max_bytes: int) -> bytes:
+    """The body, never more than the limit in memory. Raises BodyTooLarge, ClientGone."""
     digits = content_length if content_length is not None and content_length.isascii() else ""
     if digits.isdigit() and int(digits[:20]) > max_bytes:
         raise BodyTooLarge(f"the body has {digits[:20]} bytes, allowed are {max_bytes}")
-    body = bytearray()
-    async for chunk in stream:
-        body += chunk
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client hung up")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
         if len(body) > max_bytes:
             raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
     return bytes(body)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ class Slow:
         if self.faults:
             self.faults -= 1
             raise OSError("no space left on device")
-        self.lines.append(text)
+        self.lines += text.splitlines(keepends=True)
 
     def flush(self) -> None:
         """Nothing is kept back."""
@@ -59,16 +60,23 @@ def test_what_nobody_takes_is_dropped_and_told() -> None:
     assert sum(int(line.rpartition('"lines": ')[2].rstrip("}\n")) for line in told) == 10 - len(kept)
 
 
-def test_a_full_disk_costs_its_line_only() -> None:
-    """The next one is tried again."""
+def test_what_a_full_disk_costs_is_told_when_it_takes_lines_again() -> None:
+    """Those that were written together are lost; the next ones are tried again, and tell how many."""
     out = Slow()
     out.faults = 1
     out.open.set()
     writer = LogWriter(out)
     for line in ("a\n", "b\n"):
         writer.write(line)
+    until = time.monotonic() + 5
+    while out.faults and time.monotonic() < until:
+        time.sleep(0.005)
+    writer.write("c\n")
     writer.close()
-    assert out.lines == ["b\n"]
+    kept = [line for line in out.lines if "log_lines_dropped" not in line]
+    told = [json.loads(line) for line in out.lines if line not in kept]
+    assert kept[-1] == "c\n"
+    assert sum(line["lines"] for line in told) == 3 - len(kept) > 0
 
 
 @pytest.mark.parametrize(

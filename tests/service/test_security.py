@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 
 import pytest
+from starlette.types import Message, Receive
 
-from service.errors import BodyTooLarge, Forbidden, NotJson, SettingsError, Unauthenticated
+from service.errors import BodyTooLarge, ClientGone, Forbidden, NotJson, SettingsError, Unauthenticated
 from service.security import read_body, read_keys, require_json
 
 
@@ -98,18 +98,31 @@ def test_anything_else_is_refused(kind: str | None, encoding: str | None) -> Non
         require_json(kind, encoding)
 
 
-async def _stream(*chunks: bytes) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
+def _arriving(*chunks: bytes, hung_up: bool = False) -> Receive:
+    """As a server hands a body on, and tells that it is whole, or that its connection is gone."""
+    last: Message = {"type": "http.disconnect"} if hung_up else {"type": "http.request", "body": b""}
+    messages: list[Message] = [{"type": "http.request", "body": own, "more_body": True} for own in chunks]
+    messages.append(last)
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    return receive
 
 
 @pytest.mark.parametrize("length", ["11", None, "5", "junk", "\u00b2", "\u0661", "9" * 40])
 async def test_a_body_over_the_limit_is_refused_whatever_it_announces(length: str | None) -> None:
     """By Content-Length, and by counting."""
     with pytest.raises(BodyTooLarge):
-        await read_body(_stream(b"123456", b"78901"), length, 10)
+        await read_body(_arriving(b"123456", b"78901"), length, 10)
+
+
+async def test_a_body_that_ends_with_its_connection_is_refused() -> None:
+    """Half a body is not handed on."""
+    with pytest.raises(ClientGone):
+        await read_body(_arriving(b"12345", hung_up=True), "10", 10)
 
 
 async def test_a_body_at_the_limit_is_taken() -> None:
     """The limit is inclusive."""
-    assert await read_body(_stream(b"12345", b"67890"), "10", 10) == b"1234567890"
+    assert await read_body(_arriving(b"12345", b"67890"), "10", 10) == b"1234567890"
