@@ -52,6 +52,13 @@ class ServiceProcess:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def ask(self, question: dict[str, Any]) -> Any:
+        """What a service that was started to be asked answers: a line of JSON for one."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
     def _status(self, name: str) -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
@@ -59,19 +66,31 @@ class ServiceProcess:
 
 @contextmanager
 def service_process(
-    bundle: Path, encoder_milliseconds: tuple[float, float] | None, flags: Sequence[str], core: int | None
+    bundle: Path,
+    encoder_milliseconds: tuple[float, float] | None,
+    flags: Sequence[str],
+    core: int | None,
+    *,
+    floored: bool = False,
 ) -> Iterator[ServiceProcess]:
-    """Ready when it is given; ``core``: the only one it may run on. ``encoder_milliseconds``: None: the bundle's own."""
+    """Ready when it is given; ``core``: the only one it may run on. ``encoder_milliseconds``: None: the bundle's own.
+
+    ``floored``: it can be asked for its floor (bench/floored_service.py).
+    """
     environment = {
         **os.environ,
         "MUFIN_BENCH_ENCODER_MILLISECONDS": ",".join(map(str, encoder_milliseconds or ())),
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     }
-    module = "service" if encoder_milliseconds is None else "bench.overload_service"
+    own = "bench.floored_service" if floored else "service"
+    module = own if encoder_milliseconds is None else "bench.overload_service"
+    pipe = subprocess.PIPE if floored else None
     command = [sys.executable, "-m", module, "--port", "0", "--recommend-bundle", str(bundle), *flags]
     if core is not None:
         command = ["taskset", "-c", str(core), *command]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             service = ServiceProcess(process, _until_ready(process))
             threading.Thread(target=_read_on, args=(service,), daemon=True).start()

@@ -1,32 +1,22 @@
 """What the model calls alone cost, in process: tokens and pixels in, ranked labels out, no text, no picture, no HTTP.
 
-    python -m bench.serving_floor BUNDLE [--seconds 3]
-
-ONNX Runtime, FAISS and reranking on the inputs of bench/serving.py, one thread; prints JSON. Started by that bench on the
-core that the service has, so that both are measured on the same ground.
+ONNX Runtime, FAISS and reranking on the inputs of bench/serving.py, one thread. Called by bench/floored_service.py in the
+process that serves, so that both are measured on the same ground.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-
-import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mufin.inputs import FloatArray, TokenBatch, Uint8Array
-from mufin.predictor import Predictor, open_predictor
+from mufin.predictor import Predictor
 
-BATCHES = (1, 4, 8, 16)
 _VOCABULARY = 50
 _PRODUCTS = 20
 """That differ: as many as the cached load of the service asks for again and again"""
@@ -39,13 +29,15 @@ class Case:
     name: str
     images: int
     encoded: bool
+    batches: tuple[int, ...]
+    """Products a call: one, and as many as the service may put into one"""
 
 
 CASES = (
-    Case("title", 0, True),
-    Case("1 image", 1, True),
-    Case("5 images", 5, True),
-    Case("5 images, cached", 5, False),
+    Case("title", 0, True, (1, 8, 16, 32)),
+    Case("1 image", 1, True, (1, 4, 8)),
+    Case("5 images", 5, True, (1, 4, 16)),
+    Case("5 images, cached", 5, False, (1, 8, 16, 32)),
 )
 
 
@@ -109,29 +101,14 @@ def measure(run: Callable[[], None], seconds: float) -> tuple[float, float]:
     return 1000 * float(np.median(times)), 1000 * (time.process_time() - cpu) / len(times)
 
 
-def floor(bundle: Path, tokens: int, seconds: float) -> dict[str, Any]:
-    """Of every case: a lone product, and the batch that does most products a second."""
-    own, found = Floor(open_predictor(bundle, "structure"), tokens), {}
-    for case in CASES:
-        points = {batch: measure(own.call(case, batch), seconds / len(BATCHES)) for batch in BATCHES}
-        best = min(points, key=lambda batch: points[batch][0] / batch)
-        found[case.name] = {
-            "lone_ms": points[1][0], "best_batch": best, "best_per_second": 1000 * best / points[best][0],
-            "best_cpu_ms": points[best][1] / best, "lone_cpu_ms": points[1][1],
-        }  # fmt: skip
-    return found
-
-
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=6, help="a case")
-    options = parser.parse_args()
-    print(json.dumps(floor(options.bundle, options.tokens, options.seconds)))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def floor(own: Floor, case: Case, seconds: float) -> dict[str, Any]:
+    """Of a lone product, and of each batch: products a second, and the CPU time of one. ``seconds``: of the lone product
+    and of all batches, each."""
+    lone = measure(own.call(case, 1), seconds)
+    rest = case.batches[1:]
+    points = {1: lone, **{batch: measure(own.call(case, batch), seconds / len(rest)) for batch in rest}}
+    return {
+        "lone_ms": lone[0], "lone_cpu_ms": lone[1],
+        "per_second": {str(batch): 1000 * batch / wall for batch, (wall, _) in points.items()},
+        "cpu_ms": {str(batch): cpu / batch for batch, (_, cpu) in points.items()},
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The serving bench's own arithmetic: what counts as answered, which round counts, which goals are reached."""
+"""The serving bench's own arithmetic: what counts as answered, how rounds meet, which goals are reached."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from bench.int8 import SMOKE
 from bench.open_loop import Reply
-from bench.serving import LOADS, Load, _quicker, _quicker_service, goals, milliseconds
+from bench.serving import LOADS, Load, mean, milliseconds
 from bench.serving_bundle import TITLE_TOKENS, make_serving_bundle, title
 from bench.serving_labels import label_times
+from bench.serving_report import goals
 from mufin.predictor import open_predictor
 
 
@@ -52,27 +53,21 @@ def figures(lone: float, rate: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_of_two_rounds_the_quicker_counts() -> None:
-    """For the floor as for the service, lone and saturated apart: else a busy moment would favour one of them.
-
-    But the wider spread: the calmer one would be chance.
-    """
-    floor = _quicker(
-        [
-            {"title": {"lone_ms": 5.0, "lone_cpu_ms": 5.0, "best_per_second": 200.0}},
-            {"title": {"lone_ms": 6.0, "lone_cpu_ms": 6.0, "best_per_second": 300.0}},
-        ]
-    )
-    assert floor["title"] == {"lone_ms": 5.0, "lone_cpu_ms": 5.0, "best_per_second": 300.0}
-    own = _quicker_service([{"title": figures(5.0, 200.0), "mib": 7}, {"title": figures(6.0, 300.0), "mib": 5}])
-    assert own["title"]["lone"] == {"p50": 5.0} and own["title"]["per_second"] == 300.0 and own["mib"] == 5
-    assert own["title"]["p99_over_p50"] == 6.0
+def test_rounds_are_averaged_key_by_key() -> None:
+    """A stage that one round did not see is averaged over those that did."""
+    rounds = [{"lone": {"p50": 5.0}, "stages": {"cache": 1.0}}, {"lone": {"p50": 6.0}, "stages": {}}]
+    assert mean(rounds) == {"lone": {"p50": 5.5}, "stages": {"cache": 1.0}}
 
 
 def test_goals_say_what_is_missed() -> None:
     """Limits from above and from below."""
     names = [load.name for load in LOADS]
-    floor = {name: {"lone_ms": 5.0, "best_per_second": 200.0, "best_cpu_ms": 1.8} for name in names}
+    batches: dict[str, Any] = {
+        "per_second": {"1": 150.0, "8": 200.0},
+        "cpu_ms": {"1": 2.5, "8": 1.8},
+        "best_batch": "8",
+    }
+    floor = {name: {"lone_ms": 5.0, **batches} for name in names}
     found = {
         "floor": floor, "service": {name: figures(5.4, 190.0) for name in names},
         "reference": {name: {"per_second": 30.0} for name in names},
