@@ -233,7 +233,6 @@ def learn_perceptron(lists: Lists, hidden: int, seed: int) -> Combination:
     spread = lists.features.std(axis=0, dtype=np.float64).astype(np.float32)
     spread = np.where(spread > 1e-6, spread, np.float32(1))
     features = torch.from_numpy((lists.features - mean) / spread)
-    relevant = torch.from_numpy(lists.relevant)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = _network(features.shape[1], hidden)
@@ -242,16 +241,14 @@ def learn_perceptron(lists: Lists, hidden: int, seed: int) -> Combination:
     steps = epochs * steps_an_epoch
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    blocks = list(pairwise(lists.starts.tolist()))
     for _ in range(epochs):
         order = random.permutation(len(lists))
         for start in range(0, len(order), _LISTS_A_STEP):
-            chosen = order[start : start + _LISTS_A_STEP]
-            sizes = lists.starts[chosen + 1] - lists.starts[chosen]
-            rows = torch.from_numpy(np.concatenate([np.arange(lists.starts[i], lists.starts[i + 1]) for i in chosen]))
-            group = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
-            loss = _listwise(network(features[rows]).squeeze(-1), relevant[rows], group, len(chosen))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            chosen = [slice(*blocks[own]) for own in order[start : start + _LISTS_A_STEP]]
+            starts = np.cumsum([0, *(own.stop - own.start for own in chosen[:-1])])
+            relevant = np.concatenate([lists.relevant[own] for own in chosen])
+            _set_gradients(network, torch.cat([features[own] for own in chosen]), relevant, starts)
             optimizer.step()
             schedule.step()
     return _combination(network, mean, spread)
@@ -263,13 +260,34 @@ def _network(inputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
-def _listwise(scores: Tensor, relevant: Tensor, group: Tensor, count: int) -> Tensor:
-    """Cross entropy of every list's softmax against its relevant candidates, averaged over ``count`` lists."""
-    highest = torch.full((count,), -torch.inf).scatter_reduce(0, group, scores.detach(), "amax")
-    shifted = scores - highest[group]
-    total = torch.zeros(count).index_add(0, group, shifted.exp())
-    hits = torch.zeros(count).index_add(0, group, relevant)
-    return -((shifted - total.log()[group]) * relevant / hits[group]).sum() / count
+@torch.no_grad()
+def _set_gradients(network: nn.Sequential, features: Tensor, relevant: FloatArray, starts: Int64Array) -> None:
+    """Of ``listwise_slope``'s loss by the network's parameters; by hand, in half the time that autograd takes.
+
+    features: (C, F), relevant: (C,), lists one after the other, each from its place in ``starts`` on.
+    """
+    first, last = network[0], network[-1]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    units = features
+    if first is not last:
+        units = torch.addmm(first.bias, features, first.weight.T).relu_()
+    scores = torch.addmv(last.bias, units, last.weight[0])
+    slope = torch.from_numpy(listwise_slope(scores.numpy(), relevant, starts))
+    last.weight.grad, last.bias.grad = (slope @ units)[None], slope.sum()[None]
+    if first is not last:
+        active, weight = units.sign_().T, last.weight[0]  # of a ReLU 0 or 1
+        first.weight.grad = weight[:, None] * (active @ (slope[:, None] * features))
+        first.bias.grad = weight * (active @ slope)
+
+
+def listwise_slope(scores: FloatArray, relevant: FloatArray, starts: Int64Array) -> FloatArray:
+    """Gradient by (C,) scores of the cross entropy of every list's softmax against its relevant candidates, averaged
+    over lists: (softmax - target) / lists."""
+    sizes = np.diff(starts, append=len(scores))
+    powers = np.exp(scores - np.repeat(np.maximum.reduceat(scores, starts), sizes))
+    shares = powers / np.repeat(np.add.reduceat(powers, starts), sizes)
+    target = relevant / np.repeat(np.add.reduceat(relevant, starts), sizes)
+    return np.asarray((shares - target) / np.float32(len(starts)), dtype=np.float32)
 
 
 def _combination(network: nn.Sequential, mean: FloatArray, spread: FloatArray) -> Combination:

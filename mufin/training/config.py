@@ -288,7 +288,7 @@ class TrainConfig:
     evaluate_epochs: int = 1
     """Epochs between two evaluations on the validation split."""
     checkpoint_minutes: float = 10.0
-    """Longest time between two checkpoints inside an epoch; every epoch ends with one."""
+    """Longest time between two checkpoints inside an epoch; every epoch ends with one, unless one is ten seconds old."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.image_dropout < 1, f"image_dropout is {self.image_dropout}, must lie in 0..1")

@@ -29,6 +29,8 @@ from mufin.training.progress import Reporter
 from mufin.training.workers import Workers
 
 METRICS_FILE = "metrics.jsonl"
+# Epochs of a second or two are not saved one by one: a frozen sentence encoder is 90 MB of every checkpoint.
+_SHORT_SECONDS = 10.0
 
 
 @dataclass
@@ -100,6 +102,8 @@ class Module:
     """Rows of a step and its randomness -> loss; runs under autocast."""
     after_epoch: Callable[[int], dict[str, Any]]
     """Epoch just done -> figures to log (evaluation)."""
+    needs_every_checkpoint: bool = False
+    """Whether batches of a further epoch take away what a run resumed from an earlier one would need."""
 
 
 def run_module(session: Session, module: Module, resumed: TrainState | None) -> None:
@@ -120,6 +124,7 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
     else:
         _save(session, module, optimizers, scaler, 0, 0, so_far)
     last_save = time.monotonic()
+    rest = 0.0 if module.needs_every_checkpoint else min(_SHORT_SECONDS, session.config.checkpoint_minutes * 60)
     while epoch < module.epochs:
         started = time.monotonic() - so_far.seconds
         batches = module.batches(epoch)
@@ -146,8 +151,9 @@ def run_module(session: Session, module: Module, resumed: TrainState | None) -> 
             epoch_seconds=round(time.monotonic() - started, 3), **spent, **figures,
         )  # fmt: skip
         so_far = EpochSoFar()
-        _save(session, module, optimizers, scaler, epoch, 0, so_far)
-        last_save = time.monotonic()
+        if epoch == module.epochs or time.monotonic() - last_save >= rest:
+            _save(session, module, optimizers, scaler, epoch, 0, so_far)
+            last_save = time.monotonic()
 
 
 def _optimizer(group: Group) -> torch.optim.Optimizer:

@@ -259,6 +259,7 @@ def train_ranker(
     module = Module(
         name, settings.epochs, settings.accumulation, settings.warmup_epochs, ranker_groups(session, settings, frozen),
         batches, loss, lambda epoch: evaluate_full(session, data, cache / "bags.npy", epoch, settings.epochs),
+        needs_every_checkpoint=every > 0,
     )  # fmt: skip
     model.train()
     run_module(session, module, resumed)

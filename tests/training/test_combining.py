@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.combination import FEATURES, Combination
 from mufin.errors import ConfigError
 from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
-from mufin.training.combining import Lists, learn_combination, learn_perceptron
+from mufin.training.combining import Lists, _network, _set_gradients, learn_combination, learn_perceptron
 from mufin.training.config import CombinationConfig
 from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers
 from mufin.training.progress import Reporter
@@ -262,3 +263,21 @@ def test_one_fold_is_refused() -> None:
     """There would be nothing to train on."""
     with pytest.raises(ConfigError, match=r"folds is 1, needs 0, or 2 or more"):
         CombinationConfig(1)
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_gradients_by_hand_are_autograd_s(hidden: int) -> None:
+    """Of the listwise softmax, with lists of unlike sizes and several relevant candidates."""
+    torch.manual_seed(3)
+    network, features = _network(4, hidden), torch.randn(9, 4)
+    relevant, group = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2])
+    scores = network(features).squeeze(-1)
+    log_shares = torch.cat([scores[group == own].log_softmax(0) for own in range(3)])
+    hits = torch.zeros(3).index_add(0, group, relevant)
+    (-(log_shares * relevant / hits[group]).sum() / 3).backward()  # type: ignore[no-untyped-call]
+    expected = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    _set_gradients(network, features, relevant.numpy(), np.asarray([0, 3, 8]))
+    found = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(found) == len(expected) == (4 if hidden else 2)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other)
