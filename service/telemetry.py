@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -86,78 +86,37 @@ class Metrics:
         self._children: dict[tuple[Any, ...], Any] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.request_seconds = Histogram(
-            "mufin_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ("route", "status"),
-            buckets=_STAGE_BUCKETS,
-            registry=self.registry,
+        self._add_work()
+        self._add_outcomes()
+        self._add_bundles()
+        self.ready = self._gauge("mufin_ready", "1 while /readyz is 200.")
+
+    def _add_work(self) -> None:
+        self.request_seconds = self._histogram(
+            "mufin_request_duration_seconds", "From the first byte of a request to the last of its answer.",
+            _STAGE_BUCKETS, "route", "status",
+        )  # fmt: skip
+        self.stage_seconds = self._histogram(
+            "mufin_stage_duration_seconds", "Time of a request's step, waiting included.", _STAGE_BUCKETS, "stage"
         )
-        self.stage_seconds = Histogram(
-            "mufin_stage_duration_seconds",
-            "Time of a request's step, waiting included.",
-            ("stage",),
-            buckets=_STAGE_BUCKETS,
-            registry=self.registry,
+        self.batch_seconds = self._histogram(
+            "mufin_batch_duration_seconds", "Time of one model call.", _STAGE_BUCKETS, "stage"
         )
-        self.batch_seconds = Histogram(
-            "mufin_batch_duration_seconds",
-            "Time of one model call.",
-            ("stage",),
-            buckets=_STAGE_BUCKETS,
-            registry=self.registry,
+        self.batch_size = self._histogram("mufin_batch_size", "Items of one model call.", _BATCH_BUCKETS, "stage")
+        self.queue_items = self._gauge("mufin_queue_items", "Items that wait for a worker.")
+        self.requests_in_flight = self._gauge("mufin_requests_in_flight", "Requests being answered.")
+        self.cache_bytes = self._gauge("mufin_cache_bytes", "Bytes in the in-process cache.")
+        self.breaker_open = self._gauge(
+            "mufin_breaker_open", "Open breakers: redis 0 or 1, picture_hosts how many.", "name"
         )
-        self.batch_size = Histogram(
-            "mufin_batch_size", "Items of one model call.", ("stage",), buckets=_BATCH_BUCKETS, registry=self.registry
-        )
-        self.queue_items = Gauge("mufin_queue_items", "Items that wait for a worker.", registry=self.registry)
-        self.requests_in_flight = Gauge("mufin_requests_in_flight", "Requests being answered.", registry=self.registry)
-        self.cache_bytes = Gauge("mufin_cache_bytes", "Bytes in the in-process cache.", registry=self.registry)
+
+    def _add_outcomes(self) -> None:
         self.image_fetches = self._counter("mufin_image_fetch", "Images by what became of them.", "outcome")
         self.cache_requests = self._counter("mufin_cache_requests", "Look-ups.", "kind", "outcome")
         self.degraded = self._counter("mufin_degraded", "Answers with less than was asked for.", "reason")
         self.shed = self._counter("mufin_shed", "Requests refused because of load.", "reason")
-        self.bundle_info = Gauge(
-            "mufin_bundle_info",
-            "1 for every bundle that is served.",
-            ("endpoint", "name", "bundle_id", "encoder_id"),
-            registry=self.registry,
-        )
-        self.bundle_swaps = self._counter(
-            "mufin_bundle_swaps", "Bundles that were to be replaced.", "endpoint", "outcome"
-        )
-        self.bundles_in_memory = Gauge(
-            "mufin_bundles_in_memory",
-            "Bundles that are open: served, or still answering requests that began before a swap.",
-            registry=self.registry,
-        )
-        self.bundle_bytes = Gauge(
-            "mufin_bundle_bytes",
-            "Bytes of a served bundle's parts by how they are held: resident, or mapped from a file.",
-            ("endpoint", "part", "held"),
-            registry=self.registry,
-        )
-        self.blocked_labels = Gauge(
-            "mufin_blocked_labels", "Labels that the block list takes out.", ("endpoint",), registry=self.registry
-        )
-        self.block_list_age = Gauge(
-            "mufin_block_list_age_seconds",
-            "Since the block list was last read; +Inf: never.",
-            ("endpoint",),
-            registry=self.registry,
-        )
-        self.breaker_open = Gauge(
-            "mufin_breaker_open",
-            "Open breakers: redis 0 or 1, picture_hosts how many.",
-            ("name",),
-            registry=self.registry,
-        )
-        self.top_probability = Histogram(
-            "mufin_top_probability",
-            "Probability of an answer's first label.",
-            ("endpoint",),
-            buckets=_PROBABILITY_BUCKETS,
-            registry=self.registry,
+        self.top_probability = self._histogram(
+            "mufin_top_probability", "Probability of an answer's first label.", _PROBABILITY_BUCKETS, "endpoint"
         )
         self.products = self._counter(
             "mufin_products", "Answered products by what they could be ranked by.", "endpoint", "modality"
@@ -165,7 +124,33 @@ class Metrics:
         self.title_tokens = self._counter(
             "mufin_title_tokens", "Tokens of titles that were encoded.", "endpoint", "known"
         )
-        self.ready = Gauge("mufin_ready", "1 while /readyz is 200.", registry=self.registry)
+
+    def _add_bundles(self) -> None:
+        self.bundle_info = self._gauge(
+            "mufin_bundle_info", "1 for every bundle that is served.", "endpoint", "name", "bundle_id", "encoder_id"
+        )
+        self.bundle_swaps = self._counter(
+            "mufin_bundle_swaps", "Bundles that were to be replaced.", "endpoint", "outcome"
+        )
+        self.bundles_in_memory = self._gauge(
+            "mufin_bundles_in_memory",
+            "Bundles that are open: served, or still answering requests that began before a swap.",
+        )
+        self.bundle_bytes = self._gauge(
+            "mufin_bundle_bytes",
+            "Bytes of a served bundle's parts by how they are held: resident, or mapped from a file.",
+            "endpoint", "part", "held",
+        )  # fmt: skip
+        self.blocked_labels = self._gauge("mufin_blocked_labels", "Labels that the block list takes out.", "endpoint")
+        self.block_list_age = self._gauge(
+            "mufin_block_list_age_seconds", "Since the block list was last read; +Inf: never.", "endpoint"
+        )
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
