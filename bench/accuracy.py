@@ -40,7 +40,8 @@ from mufin.datasets.shop import build_shop
 from mufin.metrics import RowScores, remove_from_relevance, score_rows
 from mufin.significance import Bootstrap, compare, intervals
 from mufin.training.auto import installed_sentence_encoder, recommend
-from mufin.training.config import TrainConfig, build_config
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import build_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.refit import with_validation

@@ -32,7 +32,8 @@ from model_export.label_index import IndexSettings
 from mufin.inputs import TitleTokenizer
 from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import RunFacts, hash_label_ids, save_run
-from mufin.training.config import TrainConfig, build_config
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import build_config
 from mufin.training.preparation import new_network
 from mufin.training.progress import Reporter
 from mufin.training.tokenizer import train_wordpiece

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from mufin.catalogue import read_catalogue
-from mufin.training.config import TrainConfig, build_config
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import build_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 

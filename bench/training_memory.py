@@ -81,7 +81,7 @@ def write_catalogue(folder: Path, pairs: int, labels: int, pictures: bool, seed:
 def measure(pairs: int, labels: int, pictures: bool) -> dict[str, Any]:
     """One training in this process: peak resident memory in MiB after reading and at the end, seconds."""
     from mufin.catalogue import read_catalogue
-    from mufin.training.config import build_config
+    from mufin.training.config_reading import build_config
     from mufin.training.progress import Reporter
     from mufin.training.recipe import train
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.errors import MufinError
 from mufin.training.auto import installed_sentence_encoder, recommend
-from mufin.training.config import TrainConfig, build_config
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import build_config
 from mufin.training.presets import PRESETS
 from mufin.training.progress import Reporter
 from mufin.training.workers import Workers

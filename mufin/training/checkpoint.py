@@ -25,7 +25,8 @@ from mufin.evidence import Evidence
 from mufin.evidence_file import EVIDENCE_FILE, read_evidence, write_evidence
 from mufin.inputs import InputSpec
 from mufin.scoring import ScoreSpec
-from mufin.training.config import TrainConfig, config_from_json
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import config_from_json
 from mufin.training.disk import atomic_write
 from mufin.training.model import Mufin, ResidualAdapter, build_backbone, build_network
 

@@ -1,27 +1,21 @@
 """Everything that can be set about training, one documented field per knob.
 
 Knows no files and no torch. Defaults are the release's for MM-AmazonTitles-300K (mufin.md section 6 and 9);
-``presets.py`` holds named changes to them. Contradictions are refused at construction.
+``presets.py`` holds named changes to them, ``config_reading.py`` reads them. Contradictions are refused at construction.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import tomllib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mufin.errors import ConfigError
 from mufin.inputs import InputSpec
-from mufin.training.presets import PRESETS, copy_of
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -40,11 +34,11 @@ class EncoderConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _require(self.name is None or not self.options, f"encoder {self.name!r} is named, so options cannot be set")
-        _require(self.name is not None or "model_type" in self.options, "an encoder needs a name or options.model_type")
-        _require((self.trainable_layers or 0) >= 0, f"trainable_layers is {self.trainable_layers}, needs 0 or more")
+        require(self.name is None or not self.options, f"encoder {self.name!r} is named, so options cannot be set")
+        require(self.name is not None or "model_type" in self.options, "an encoder needs a name or options.model_type")
+        require((self.trainable_layers or 0) >= 0, f"trainable_layers is {self.trainable_layers}, needs 0 or more")
         untrained = self.options.get("model_type") == "mufin-descriptor"  # has no weights at all
-        _require(
+        require(
             self.name is not None or self.trainable_layers is None or untrained,
             "a random encoder cannot be frozen: leave trainable_layers at null or name an encoder",
         )
@@ -75,14 +69,14 @@ class NetworkConfig:
     """False: the pooled product meets the classifiers directly (ablation; the release's MufinOva)."""
 
     def __post_init__(self) -> None:
-        _require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")
-        _require(
+        require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")
+        require(
             self.attention_heads > 0 and self.dimension % self.attention_heads == 0,
             f"dimension {self.dimension} is no multiple of attention_heads {self.attention_heads}",
         )
         for name in ("dropout", "feature_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, must lie in 0..1")
-        _require(self.word_vectors >= 0, f"word_vectors is {self.word_vectors}, needs 0 or more")
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, must lie in 0..1")
+        require(self.word_vectors >= 0, f"word_vectors is {self.word_vectors}, needs 0 or more")
 
 
 @dataclass(frozen=True)
@@ -131,30 +125,30 @@ class SiameseConfig:
     """Of the labels' vectors and gates, where ``classifier_weight`` is not 0."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"siamese.epochs is {self.epochs}, needs at least 1")
-        _require(
+        require(self.epochs >= 1, f"siamese.epochs is {self.epochs}, needs at least 1")
+        require(
             self.batch_size > 2,
             f"siamese.batch_size is {self.batch_size}: in-batch negatives need at least 3",
         )
-        _require((self.backbone_learning_rate or 1.0) > 0, "backbone_learning_rate must be positive, or null")
-        _require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
-        _require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
-        _require(self.hard_negatives >= 1, f"siamese.hard_negatives is {self.hard_negatives}, needs at least 1")
-        _require(min(self.random_epochs, self.warmup_epochs) >= 0, "random_epochs and warmup_epochs need 0 or more")
-        _require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
-        _require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
-        _require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
-        _require(self.label_negatives >= 0, f"label_negatives is {self.label_negatives}, needs 0 or more")
-        _require(
+        require((self.backbone_learning_rate or 1.0) > 0, "backbone_learning_rate must be positive, or null")
+        require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
+        require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
+        require(self.hard_negatives >= 1, f"siamese.hard_negatives is {self.hard_negatives}, needs at least 1")
+        require(min(self.random_epochs, self.warmup_epochs) >= 0, "random_epochs and warmup_epochs need 0 or more")
+        require(self.cluster_size >= 2, f"cluster_size is {self.cluster_size}, needs at least 2")
+        require(self.recluster_epochs >= 1, f"recluster_epochs is {self.recluster_epochs}, needs at least 1")
+        require(self.hard_positives >= 0, f"hard_positives is {self.hard_positives}, needs 0 or more")
+        require(self.label_negatives >= 0, f"label_negatives is {self.label_negatives}, needs 0 or more")
+        require(
             not self.label_negatives or (self.loss == "softmax" and not self.hard_positives),
             f"label_negatives is {self.label_negatives}: set loss=softmax and hard_positives=0 with it",
         )
-        _require(
+        require(
             self.label_to_product_weight >= 0 and (not self.label_to_product_weight or self.loss == "softmax"),
             f"label_to_product_weight is {self.label_to_product_weight} with loss {self.loss}: needs 0 or more, and "
             "loss=softmax where it is not 0",
         )
-        _require(self.classifier_weight >= 0, f"classifier_weight is {self.classifier_weight}, needs 0 or more")
+        require(self.classifier_weight >= 0, f"classifier_weight is {self.classifier_weight}, needs 0 or more")
 
 
 @dataclass(frozen=True)
@@ -169,8 +163,8 @@ class ShortlistConfig:
     """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
 
     def __post_init__(self) -> None:
-        _require(self.head_frequency >= 0, f"shortlist.head_frequency is {self.head_frequency}, needs 0 or more")
-        _require(self.size >= 1, f"shortlist.size is {self.size}, needs at least 1")
+        require(self.head_frequency >= 0, f"shortlist.head_frequency is {self.head_frequency}, needs 0 or more")
+        require(self.size >= 1, f"shortlist.size is {self.size}, needs at least 1")
 
 
 @dataclass(frozen=True)
@@ -213,17 +207,17 @@ class RankerConfig:
     """Epochs between refreshed shortlists when encoders are trained; 0: never."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 0, f"ranker epochs is {self.epochs}, needs 0 or more")
-        _require(self.batch_size >= 1, f"ranker batch_size is {self.batch_size}, needs at least 1")
-        _require(self.positives >= 1, "a ranker that draws no positives learns nothing: positives needs at least 1")
-        _require(self.negatives + self.random_negatives >= 1, "negatives + random_negatives needs at least 1")
+        require(self.epochs >= 0, f"ranker epochs is {self.epochs}, needs 0 or more")
+        require(self.batch_size >= 1, f"ranker batch_size is {self.batch_size}, needs at least 1")
+        require(self.positives >= 1, "a ranker that draws no positives learns nothing: positives needs at least 1")
+        require(self.negatives + self.random_negatives >= 1, "negatives + random_negatives needs at least 1")
         rates = (self.encoder_learning_rate, self.cross_learning_rate, self.classifier_learning_rate)
-        _require(min(rates) >= 0 and max(rates) > 0, f"ranker learning rates are {rates}: need 0 or more, one above 0")
-        _require(self.accumulation >= 1, f"ranker accumulation is {self.accumulation}, needs at least 1")
-        _require(self.scale > 0, f"ranker scale is {self.scale}, must be positive")
-        _require(min(self.warmup_epochs, self.reshortlist_epochs) >= 0, "ranker epochs counts need 0 or more")
-        _require(self.distillation_weight >= 0, f"distillation_weight is {self.distillation_weight}, needs 0 or more")
-        _require(self.drop_hardest >= 0, f"drop_hardest is {self.drop_hardest}, needs 0 or more")
+        require(min(rates) >= 0 and max(rates) > 0, f"ranker learning rates are {rates}: need 0 or more, one above 0")
+        require(self.accumulation >= 1, f"ranker accumulation is {self.accumulation}, needs at least 1")
+        require(self.scale > 0, f"ranker scale is {self.scale}, must be positive")
+        require(min(self.warmup_epochs, self.reshortlist_epochs) >= 0, "ranker epochs counts need 0 or more")
+        require(self.distillation_weight >= 0, f"distillation_weight is {self.distillation_weight}, needs 0 or more")
+        require(self.drop_hardest >= 0, f"drop_hardest is {self.drop_hardest}, needs 0 or more")
 
 
 @dataclass(frozen=True)
@@ -235,7 +229,7 @@ class CombinationConfig:
     the training itself. 0: no combination, scores are fused by one weight."""
 
     def __post_init__(self) -> None:
-        _require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
+        require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
 
 
 @dataclass(frozen=True)
@@ -291,131 +285,26 @@ class TrainConfig:
     """Longest time between two checkpoints inside an epoch; every epoch ends with one, unless one is ten seconds old."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.image_dropout < 1, f"image_dropout is {self.image_dropout}, must lie in 0..1")
-        _require(0 < self.validation_fraction < 0.5, f"validation_fraction is {self.validation_fraction}")
-        _require(
+        require(0 <= self.image_dropout < 1, f"image_dropout is {self.image_dropout}, must lie in 0..1")
+        require(0 < self.validation_fraction < 0.5, f"validation_fraction is {self.validation_fraction}")
+        require(
             self.frozen_ranker.epochs + self.ranker.epochs > 0,
             "frozen_ranker.epochs and ranker.epochs are both 0: classifiers would stay untrained",
         )
-        _require(
+        require(
             (self.classifier_init == "siamese") == (self.siamese.classifier_weight > 0),
             f"classifier_init is {self.classifier_init!r} and siamese.classifier_weight {self.siamese.classifier_weight}: "
             "set classifier_init=siamese exactly when module 1 trains classifiers",
         )
-        _require(
+        require(
             self.refit != "evidence" or self.combination.folds > 0,
             "refit is 'evidence' and combination.folds 0: without a combination there is no evidence; set refit=network or none",
         )
-        _require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
-        _require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")
-        _require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
-        _require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")
+        require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
+        require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")
+        require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
+        require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested values."""
         return asdict(self)
-
-
-def build_config(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Preset name, JSON/TOML file, plain values or None (preset "small"), then ``key.sub=value`` overrides (values as JSON).
-
-    A file may name the preset it starts from in ``preset``; without one it must be complete.
-    """
-    values = copy_of(dict(source)) if isinstance(source, Mapping) else _load(source)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        _require(bool(separator), f"--set {override!r}: write key=value, e.g. siamese.epochs=5")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        _assign(values, key.strip().split("."), value, override)
-    return config_from_json(values)
-
-
-def _load(source: str | Path | None) -> dict[str, Any]:
-    if source is None or str(source) in PRESETS:
-        return copy_of(PRESETS[str(source) if source is not None else "small"])
-    path = Path(source)
-    _require(path.is_file(), f"{path}: no such config file, nor a preset ({', '.join(PRESETS)})")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON or TOML: {error}") from error
-    _require(isinstance(values, dict), f"{path}: holds {type(values).__name__}, needs an object")
-    preset = values.pop("preset", None)
-    _require(preset is None or preset in PRESETS, f"{path}: unknown preset {preset!r}, have {', '.join(PRESETS)}")
-    return _merge(copy_of(PRESETS[preset]), values) if preset else typing.cast(dict[str, Any], values)
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in changes.items():
-        if key in ("text", "image") and isinstance(value, Mapping) and _is_another_encoder(value):
-            base[key] = dict(value)
-        elif isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
-    return base
-
-
-def _is_another_encoder(value: Mapping[str, Any]) -> bool:
-    """A named encoder, or one of a stated type, replaces a preset's instead of being mixed with it."""
-    return "name" in value or "model_type" in value.get("options", {})
-
-
-def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    here = values
-    for step in path[:-1]:
-        here = here.setdefault(step, {})
-        _require(isinstance(here, dict), f"--set {override!r}: {step!r} holds no further keys")
-    if path[0] in ("text", "image") and path[-1] == "name" and value is not None:
-        here.pop("options", None)
-    here[path[-1]] = value
-
-
-def config_from_json(values: Mapping[str, Any]) -> TrainConfig:
-    """Nested plain values to a TrainConfig; unknown keys and wrong types are named with their path."""
-    result = _build(TrainConfig, values, "")
-    assert isinstance(result, TrainConfig)
-    return result
-
-
-def _build(kind: type, values: Any, path: str) -> Any:
-    _require(isinstance(values, Mapping), f"config {path or 'root'}: holds {values!r}, needs an object")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    _require(not unknown, f"config: unknown key {path}{unknown[0] if unknown else ''}; known: {', '.join(known)}")
-    arguments = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if is_dataclass(hint):
-            default = known[name].default
-            if default is not dataclasses.MISSING and isinstance(value, Mapping):
-                value = {**asdict(default), **value}  # a partial group keeps the rest of its defaults
-            arguments[name] = _build(typing.cast(type, hint), value, f"{path}{name}.")
-        else:
-            arguments[name] = _check_type(value, hint, path + name)
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"config {path or 'root'}: {error}") from error
-
-
-def _check_type(value: Any, hint: Any, path: str) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        _require(value in options, f"config {path}: is {value!r}, must be one of {', '.join(map(repr, options))}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in options:
-            return None
-        return _check_type(value, next(o for o in options if o is not type(None)), path)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    expected = origin or hint
-    matches = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
-    _require(matches, f"config {path}: is {value!r}, needs {getattr(expected, '__name__', expected)}")
-    return value

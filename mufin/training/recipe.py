@@ -90,8 +90,7 @@ def train(
     if finished is not None:
         reporter.say(f"{folder} is finished already")
         if workers.is_main:
-            for name in ("cache", FOLDS_FOLDER, REFIT_FOLDER):
-                shutil.rmtree(folder / name, ignore_errors=True)
+            _remove_scratch(folder)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     kept = shared or folder / "cache" / "shared"
@@ -120,31 +119,9 @@ def train(
         session = Session(config, model, device, folder, reporter, workers, identity, scored)
         if workers.count > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             reporter.say("batch norm takes the statistics of each process's own share of a batch (docs/training.md)")
-        if resumed is None:
-            for stale in cache.glob("shortlists-*"):
-                stale.unlink()
-            if workers.is_main:
-                (folder / METRICS_FILE).unlink(missing_ok=True)
-            session.log(config=config.to_json(), facts=asdict(facts), processes=workers.count)
-        else:
-            _restore(session, resumed)
-            reporter.say(f"resuming {folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}")
-        if resumed is None:
-            fit_words(session, data)
+        _begin(session, data, facts, cache, resumed)
         data = with_frozen_backbones(session, data, cache, kept)
-        for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
-            here = resumed if resumed is not None and resumed.module == module else None
-            if module == "siamese":
-                train_siamese(session, data, here)
-            else:
-                train_ranker(
-                    session,
-                    data,
-                    config.frozen_ranker if module == "frozen_ranker" else config.ranker,
-                    module,
-                    cache,
-                    here,
-                )
+        _train_modules(session, data, cache, resumed)
 
         def other_data(part: Catalogue, network: Mufin, name: str) -> TrainingData:
             to = cache / name
@@ -155,10 +132,42 @@ def train(
         metrics = finish(session, data, tokenizer_json, facts, cache, folds)
     workers.wait()
     if workers.is_main:
-        shutil.rmtree(folder / "cache")
-        for name in (FOLDS_FOLDER, REFIT_FOLDER):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        _remove_scratch(folder)
     return metrics
+
+
+def _remove_scratch(folder: Path) -> None:
+    """What a run needs until it is finished."""
+    for name in ("cache", FOLDS_FOLDER, REFIT_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _begin(session: Session, data: TrainingData, facts: RunFacts, cache: Path, resumed: TrainState | None) -> None:
+    """A clean run folder and word vectors, or everything as the killed run had it."""
+    if resumed is not None:
+        _restore(session, resumed)
+        session.reporter.say(
+            f"resuming {session.folder} in {resumed.module}, epoch {resumed.epoch + 1}, step {resumed.step + 1}"
+        )
+        return
+    for stale in cache.glob("shortlists-*"):
+        stale.unlink()
+    if session.workers.is_main:
+        (session.folder / METRICS_FILE).unlink(missing_ok=True)
+    session.log(config=session.config.to_json(), facts=asdict(facts), processes=session.workers.count)
+    fit_words(session, data)
+
+
+def _train_modules(session: Session, data: TrainingData, cache: Path, resumed: TrainState | None) -> None:
+    """From the first one, or from where the killed run stood."""
+    config = session.config
+    for module in MODULES[MODULES.index(resumed.module) if resumed is not None else 0 :]:
+        here = resumed if resumed is not None and resumed.module == module else None
+        if module == "siamese":
+            train_siamese(session, data, here)
+        else:
+            settings = config.frozen_ranker if module == "frozen_ranker" else config.ranker
+            train_ranker(session, data, settings, module, cache, here)
 
 
 def train_siamese(session: Session, data: TrainingData, resumed: TrainState | None) -> None:

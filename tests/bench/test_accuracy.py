@@ -20,7 +20,7 @@ from bench.accuracy_parts import SCORED, average, concatenated, parts_of, withou
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.metrics import RowScores, score_rows
 from mufin.relevance import Relevance
-from mufin.training.config import build_config
+from mufin.training.config_reading import build_config
 from tests.catalogue_factory import make_tiny_catalogue
 
 

@@ -88,7 +88,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A catalogue without a validation split, and a small run trained on it."""
-    from mufin.training.config import build_config
+    from mufin.training.config_reading import build_config
     from mufin.training.progress import Reporter
     from mufin.training.recipe import train
 

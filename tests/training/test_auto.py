@@ -10,7 +10,7 @@ from mufin.catalogue import read_catalogue
 from mufin.evidence import MOST_PRODUCTS
 from mufin.training.__main__ import main
 from mufin.training.auto import recommend, recommended
-from mufin.training.config import build_config
+from mufin.training.config_reading import build_config
 from tests.catalogue_factory import make_tiny_catalogue
 
 

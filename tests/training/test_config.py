@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mufin.errors import ConfigError
-from mufin.training.config import build_config, config_from_json
+from mufin.training.config_reading import build_config, config_from_json
 from mufin.training.presets import PRESETS
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from mufin.catalogue import read_catalogue
 from mufin.errors import CheckpointError, ConfigError, TrainingError
 from mufin.training.checkpoint import load_run
-from mufin.training.config import TrainConfig, build_config
+from mufin.training.config import TrainConfig
+from mufin.training.config_reading import build_config
 from mufin.training.disk import allocate, atomic_write
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
