@@ -73,7 +73,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     rates = [found["reference"][name]["per_second"] for name in known]
     right.bar([names.index(name) + 0.27 for name in known], rates, 0.27, label="plain reference")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.set_ylim(top=5 * axes.get_ylim()[1])
+        axes.legend(fontsize=8, ncols=3, loc="upper center")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
