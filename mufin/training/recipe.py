@@ -107,8 +107,9 @@ def train(
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.manual_seed(config.seed)
-    remedy = "Lower the batch sizes (encode_batch_size, too), or the number of images"
-    with out_of_memory_explained("mufin-train", remedy):
+    with out_of_memory_explained(
+        "mufin-train", "Lower the batch sizes (encode_batch_size, too), or the number of images"
+    ):
         tokenizer_json = tokenizer_json_of(catalogue, config)
         tokenizer = TitleTokenizer(tokenizer_json, config.inputs.max_title_tokens)
         cache = folder / "cache" / str(workers.rank)
@@ -117,8 +118,6 @@ def train(
         data = training_data(catalogue, products, labels)
         model = new_network(config, tokenizer, len(catalogue.labels)).to(device)
         session = Session(config, model, device, folder, reporter, workers, identity, scored)
-        if workers.count > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
-            reporter.say("batch norm takes the statistics of each process's own share of a batch (docs/training.md)")
         _begin(session, data, facts, cache, resumed)
         data = with_frozen_backbones(session, data, cache, kept)
         _train_modules(session, data, cache, resumed)
@@ -144,6 +143,10 @@ def _remove_scratch(folder: Path) -> None:
 
 def _begin(session: Session, data: TrainingData, facts: RunFacts, cache: Path, resumed: TrainState | None) -> None:
     """A clean run folder and word vectors, or everything as the killed run had it."""
+    if session.workers.count > 1 and any(isinstance(m, _BatchNorm) for m in session.model.modules()):
+        session.reporter.say(
+            "batch norm takes the statistics of each process's own share of a batch (docs/training.md)"
+        )
     if resumed is not None:
         _restore(session, resumed)
         session.reporter.say(
