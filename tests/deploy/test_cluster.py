@@ -277,7 +277,7 @@ def test_a_pod_taken_away_loses_nothing(deployed: Deployed, end: str) -> None:
             deployed.cluster.evict(gone)
         wait_for(f"{gone} gone", lambda: gone not in deployed.cluster.kubectl("get", "pods", "-o", "name"), 90)
         deployed.settled()
-        load.lost_nothing()
+        assert set(load.lost_nothing()) == {deployed.bundles["v1"]}
 
 
 def test_a_second_eviction_waits_for_the_first(deployed: Deployed) -> None:
@@ -331,7 +331,7 @@ def test_the_death_of_redis_loses_nothing_and_it_is_shared_again(deployed: Deplo
         deployed.cluster.kubectl("delete", "pod", redis, "--now")
         deployed.cluster.rolled_out("mufin-redis")
         wait_for("vectors in the new Redis", lambda: kept() > 0, 90)
-        load.lost_nothing()
+        assert set(load.lost_nothing()) == {deployed.bundles["v1"]}
 
 
 def test_a_frozen_pod_gets_no_requests_and_is_restarted(deployed: Deployed) -> None:

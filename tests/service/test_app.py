@@ -273,9 +273,11 @@ async def test_a_deadline_before_the_shortlist_is_504() -> None:
         response = await client.post(
             "/recommend", json={"product": {"title": "red"}}, headers={"X-Request-Timeout-Ms": "50"}
         )
-        refusal(response, 504, "deadline_passed")
+        late = refusal(response, 504, "deadline_passed")
+        assert late["detail"] == "no answer was ready within the deadline"
         bad = await client.post("/recommend", json={"product": {"title": "red"}}, headers={"X-Request-Timeout-Ms": "x"})
-        refusal(bad, 422, "invalid_request")
+        (fault,) = refusal(bad, 422, "invalid_request")["errors"]
+        assert fault["code"] == "invalid_header" and "X-Request-Timeout-Ms" in fault["detail"]
 
 
 async def test_an_image_that_is_late_is_dropped() -> None:
