@@ -82,8 +82,10 @@ def service_process(
         "MUFIN_BENCH_ENCODER_MILLISECONDS": ",".join(map(str, encoder_milliseconds or ())),
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     }
-    own = "bench.floored_service" if floored else "service"
-    module = own if encoder_milliseconds is None else "bench.overload_service"
+    module = "bench.floored_service" if floored else "service"
+    if encoder_milliseconds is not None:
+        assert not floored, "encoders that stand in for real ones have no floor"
+        module = "bench.overload_service"
     pipe = subprocess.PIPE if floored else None
     command = [sys.executable, "-m", module, "--port", "0", "--recommend-bundle", str(bundle), *flags]
     if core is not None:
