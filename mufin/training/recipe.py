@@ -121,18 +121,24 @@ def train(
         _begin(session, data, facts, cache, resumed)
         data = with_frozen_backbones(session, data, cache, kept)
         _train_modules(session, data, cache, resumed)
-
-        def other_data(part: Catalogue, network: Mufin, name: str) -> TrainingData:
-            to = cache / name
-            found = prepare(part, config.inputs, tokenizer, to, reporter.step, kept)
-            return training_data(part, *frozen_features(network.encoder, config, *found, device, to, kept))
-
-        folds = Folds(catalogue, Titles.of(catalogue, config), other_data) if config.combination.folds else None
+        folds = _folds(session, catalogue, tokenizer, cache, kept) if config.combination.folds else None
         metrics = finish(session, data, tokenizer_json, facts, cache, folds)
     workers.wait()
     if workers.is_main:
         _remove_scratch(folder)
     return metrics
+
+
+def _folds(session: Session, catalogue: Catalogue, tokenizer: TitleTokenizer, cache: Path, kept: Path) -> Folds:
+    """What the combination's lessons are made of; ``kept``: what frozen encoders say, shared with other trainings."""
+    config = session.config
+
+    def prepared(part: Catalogue, network: Mufin, name: str) -> TrainingData:
+        to = cache / name
+        found = prepare(part, config.inputs, tokenizer, to, session.reporter.step, kept)
+        return training_data(part, *frozen_features(network.encoder, config, *found, session.device, to, kept))
+
+    return Folds(catalogue, Titles.of(catalogue, config), prepared)
 
 
 def _remove_scratch(folder: Path) -> None:
