@@ -1,6 +1,7 @@
 """The release's sizes, trained: products a second, time by stage and peak memory of one epoch of modules 1 and 4.
 
-    python -m bench.release_training [--device cuda] [--precision bf16] [--products 20000] [--out bench/results/NAME.json]
+    python -m bench.release_training [--device cuda] [--precision bf16] [--products 20000] [--gradient-checkpointing]
+                                     [--out bench/results/NAME.json]
 
 DistilBERT and ViT-B/16 at 128 px, D = 192, random weights, two different pictures and about 16 title tokens an item.
 On a CPU only a handful of products makes sense: ``--device cpu --products 48 --batch-size 16``.
@@ -61,8 +62,11 @@ def write_catalogue(folder: Path, products: int, side: int) -> None:
         (folder / f"{name}.csv").write_text("\n".join(["product_id,label_id", *lines]) + "\n")
 
 
-def release_config(sizes: str, precision: str, batch_size: int) -> TrainConfig:
-    """``paper-300k`` with random encoders of the same sizes, one epoch of modules 1 and 4, clusters from the start."""
+def release_config(sizes: str, precision: str, batch_size: int, recompute: bool = False) -> TrainConfig:
+    """``paper-300k`` with random encoders of the same sizes, one epoch of modules 1 and 4, clusters from the start.
+
+    ``recompute``: the encoders keep no activations for the backward pass.
+    """
     text, image = SIZES[sizes]
     return build_config(
         "paper-300k",
@@ -72,13 +76,15 @@ def release_config(sizes: str, precision: str, batch_size: int) -> TrainConfig:
             "frozen_ranker.epochs=0", "ranker.epochs=1", f"ranker.batch_size={max(2, batch_size // 5)}",
             f"encode_batch_size={min(512, batch_size)}", f"inputs.max_images={IMAGES}", "inputs.max_title_tokens=16",
             f"inputs.image_side_pixels={128 if sizes == 'full' else 16}", "shortlist.size=30",
+            *(f"{encoder}.gradient_checkpointing={json.dumps(recompute)}" for encoder in ("text", "image")),
         ],
     )  # fmt: skip
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train, then read the run's own log."""
-    config = release_config("smoke" if options.smoke else "full", options.precision, options.batch_size)
+    sizes = "smoke" if options.smoke else "full"
+    config = release_config(sizes, options.precision, options.batch_size, options.gradient_checkpointing)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_catalogue(folder / "catalogue", options.products, config.inputs.image_side_pixels)
@@ -99,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "precision": options.precision, "products": options.products, "siamese_batch": options.batch_size,
-        "ranker_batch": config.ranker.batch_size, "modules": modules, "peak_mib": round(peak / 2**20),
+        "ranker_batch": config.ranker.batch_size, "gradient_checkpointing": options.gradient_checkpointing, "modules": modules, "peak_mib": round(peak / 2**20),
         "peak_of": "GPU memory" if cuda else "resident memory", "seconds": round(time.monotonic() - began, 1),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -112,6 +118,9 @@ def main() -> int:
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--products", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=1023, help="of module 1; a fifth of it in module 4")
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="recompute activations: batches of 1,023 fit in 80 GB"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="toy encoders on the CPU: whether it runs")
     options = parser.parse_args()
