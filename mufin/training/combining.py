@@ -30,11 +30,40 @@ from mufin.training.ridge import fit_title_ridge
 
 _PRODUCTS_AT_ONCE = 256
 _LISTS_A_STEP = 64
-_LEAST_STEPS = 750
-"""A small catalogue has few lists; with 400 steps the combination was half learned, twice as many change nothing."""
+_LEAST_STEPS = 400
+"""A small catalogue has few lists."""
 _LEAST_EPOCHS = 5
-_LEARNING_RATE = 5e-3
-_WEIGHT_DECAY = 1e-2
+_LEARNING_RATE = 1e-2
+_LEAST_DECAY, _MOST_DECAY = 0.01, 5.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A form of combination."""
+
+    name: str
+    members: int
+    """Perceptrons whose mean it is"""
+    hidden: int
+    """Units of each; 0: linear"""
+    prior_lists: int
+    """Weight decay is this over the lists, as for a prior, which weighs as much as so many lists whatever their number"""
+
+    def decay(self, lists: int) -> float:
+        """Weight decay when learned from ``lists`` lists."""
+        return min(_MOST_DECAY, max(_LEAST_DECAY, self.prior_lists / lists))
+
+
+_PRIOR_LISTS = 2000
+_FEW_LISTS = 2000
+_FIRM = Kind("linear", 1, 0, _PRIOR_LISTS), Kind("perceptrons", 3, 32, _PRIOR_LISTS)
+_FREE = Kind("linear, free", 1, 0, 0), Kind("perceptrons, free", 3, 32, 0)
+
+
+def kinds(lists: int) -> tuple[Kind, ...]:
+    """Those worth trying with ``lists`` lists: a perceptron learns a thousand by heart without a prior, and clear ones
+    too little with it; of some thousand lists both learn the same (docs/experiments.md)."""
+    return (*_FIRM, *_FREE) if lists < _FEW_LISTS else _FIRM
 
 
 @dataclass(frozen=True)
@@ -208,25 +237,26 @@ def fused_scores(features: FloatArray, fusion_weight: float) -> FloatArray:
     return np.asarray(alpha * classifier + (np.float32(1) - alpha) * shortlist, dtype=np.float32)
 
 
-def learn_combination(lists: Lists, seed: int, members: int, hidden: int) -> Combination:
-    """The mean of ``members`` perceptrons of ``hidden`` units (0: linear), as one.
+def learn_combination(lists: Lists, seed: int, kind: Kind) -> Combination:
+    """The mean of perceptrons, as one.
 
     Members differ by what is drawn alone; which of them a single one would be is worth half a point of P@1 either way.
     """
-    own = [learn_perceptron(lists, hidden, seed + number) for number in range(members)]
+    decay = kind.decay(len(lists))
+    own = [learn_perceptron(lists, kind.hidden, decay, seed + number) for number in range(kind.members)]
     first = own[0]
-    outputs = np.stack([one.output_weight for one in own]) / np.float32(members)
+    outputs = np.stack([one.output_weight for one in own]) / np.float32(kind.members)
     return Combination(
         first.mean, first.spread, np.concatenate([one.hidden_weight for one in own], axis=1),
-        np.concatenate([one.hidden_bias for one in own]), outputs.reshape(-1) if hidden else outputs.sum(axis=0),
-        sum(one.output_bias for one in own) / members,
+        np.concatenate([one.hidden_bias for one in own]), outputs.reshape(-1) if kind.hidden else outputs.sum(axis=0),
+        sum(one.output_bias for one in own) / kind.members,
     )  # fmt: skip
 
 
-def learn_perceptron(lists: Lists, hidden: int, seed: int) -> Combination:
+def learn_perceptron(lists: Lists, hidden: int, decay: float, seed: int) -> Combination:
     """Listwise softmax over each product's candidates, its relevant ones sharing the target (ListNet, Cao et al. 2007).
 
-    ``hidden`` units; 0: linear. Deterministic for a seed on one machine.
+    ``hidden`` units; 0: linear. ``decay``: AdamW's, of the weights. Deterministic for a seed on one machine.
     """
     random = np.random.default_rng(seed)
     mean = lists.features.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -239,7 +269,7 @@ def learn_perceptron(lists: Lists, hidden: int, seed: int) -> Combination:
     steps_an_epoch = -(-len(lists) // _LISTS_A_STEP)
     epochs = max(_LEAST_EPOCHS, -(-_LEAST_STEPS // steps_an_epoch))
     steps = epochs * steps_an_epoch
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
     blocks = list(pairwise(lists.starts.tolist()))
     for _ in range(epochs):

@@ -134,16 +134,17 @@ def _encoded_batches(
 @torch.no_grad()
 def store_titles(
     encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path,
-    encode: Callable[[Tensor, Tensor], Tensor],
+    encode: Callable[[Tensor, Tensor], Tensor], items: Int64Array | None = None,
 ) -> FloatArray:  # fmt: skip
-    """Titles of a whole set through ``encode`` (stored form, token mask) -> (N, width), as a memory map at ``path``."""
+    """Titles of N ``items`` (None: all) through ``encode`` (stored form, token mask) -> (N, width), a memory map at ``path``."""
     was_training = encoder.training
     encoder.eval()
-    stored = allocate(path, np.float32, (len(arrays), width))
-    order = np.argsort(arrays.token_counts, kind="stable")
-    for start in range(0, len(arrays), batch_size):
+    wanted = np.arange(len(arrays)) if items is None else items
+    stored = allocate(path, np.float32, (len(wanted), width))
+    order = np.argsort(arrays.token_counts[wanted], kind="stable")
+    for start in range(0, len(wanted), batch_size):
         rows = order[start : start + batch_size]
-        title, token_mask = arrays.titles(rows)
+        title, token_mask = arrays.titles(wanted[rows])
         result = encode(torch.from_numpy(title).to(device), torch.from_numpy(token_mask).to(device))
         stored[rows] = result.float().cpu().numpy()
     encoder.train(was_training)
@@ -153,17 +154,17 @@ def store_titles(
 @torch.no_grad()
 def store_images(
     encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Tensor], images: Int64Array | None = None,
 ) -> FloatArray:  # fmt: skip
-    """All distinct images through ``encode`` (stored form) -> (U, width), as a memory map at ``path``."""
-    count = arrays.image_count
-    if not count:
+    """U distinct ``images`` (None: all) through ``encode`` (stored form) -> (U, width), as a memory map at ``path``."""
+    wanted = np.arange(arrays.image_count) if images is None else images
+    if not len(wanted):
         return np.zeros((0, width), np.float32)
     was_training = encoder.training
     encoder.eval()
-    stored = allocate(path, np.float32, (count, width))
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, min(start + batch_size, count))
-        stored[rows] = encode(torch.from_numpy(arrays.images(rows)).to(device)).float().cpu().numpy()
+    stored = allocate(path, np.float32, (len(wanted), width))
+    for start in range(0, len(wanted), batch_size):
+        rows = slice(start, start + batch_size)
+        stored[rows] = encode(torch.from_numpy(arrays.images(wanted[rows])).to(device)).float().cpu().numpy()
     encoder.train(was_training)
     return stored

@@ -29,6 +29,7 @@ from mufin.training.combining import (
     combined_candidates,
     fused_scores,
     gather_evidence,
+    kinds,
     learn_combination,
     title_sentences,
 )
@@ -41,9 +42,6 @@ from mufin.training.preparation import TrainingData
 from mufin.training.validation import all_labels
 
 FOLDS_FOLDER = "folds"
-KINDS = ((1, 0), (3, 32))
-"""(perceptrons, units of each): a linear combination, which is all that some thousand lists can teach, and the mean of
-three with a hidden layer"""
 
 
 @dataclass(frozen=True)
@@ -192,21 +190,20 @@ def choose_combination(
     everything = Lists.joined(taught)
     fusion = everything.precision(fused_scores(everything.features, fusion_weight))
     report["out_of_fold"] = {"fusion": fusion}
-    best, members = _worth(fusion), 0
-    for count, hidden in KINDS:
+    best, chosen = _worth(fusion), None
+    for kind in kinds(len(everything)):
         learned = [
-            learn_combination(Lists.joined([*taught[:fold], *taught[fold + 1 :]]), seed, count, hidden)(own.features)
+            learn_combination(Lists.joined([*taught[:fold], *taught[fold + 1 :]]), seed, kind)(own.features)
             for fold, own in enumerate(taught)
         ]
         figures = everything.precision(np.concatenate(learned))
-        report["out_of_fold"][str(hidden)] = figures
+        report["out_of_fold"][kind.name] = figures
         if _worth(figures) > best:
-            best, members, report["hidden"] = _worth(figures), count, hidden
-    if not members:
+            best, chosen, report["kind"] = _worth(figures), kind, kind.name
+    if chosen is None:
         return None, report
     combiner = combiner_of(session, data, folds.titles, bags)
-    combination = learn_combination(everything, seed, members, report["hidden"])
-    return replace(combiner, combination=combination), {**report, "kept": True}
+    return replace(combiner, combination=learn_combination(everything, seed, chosen)), {**report, "kept": True}
 
 
 def _worth(figures: dict[str, float]) -> float:

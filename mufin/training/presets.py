@@ -80,7 +80,7 @@ FROZEN: dict[str, Any] = {
     },
     "classifier_init": "siamese",
     "ranker": {"epochs": 0},
-    "image_dropout": 0.5,
+    "image_dropout": 0.8,
     "evaluate_epochs": 10,
 }
 

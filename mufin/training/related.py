@@ -58,8 +58,12 @@ def _nearest(count: int, similarity: Callable[[slice], FloatArray]) -> LabelNeig
         block = slice(start, min(start + _LABELS_AT_ONCE, count))
         own = similarity(block)
         own[np.arange(len(own)), np.arange(block.start, block.stop)] = -1  # nobody is beside itself
-        # Stable, so that equal labels come in their order on every machine.
-        found = np.argsort(-own, axis=1, kind="stable")[:, :most]
-        labels[block, :most] = found
-        weights[block, :most] = np.maximum(np.take_along_axis(own, found, 1), 0)
+        least = np.partition(own, count - most, axis=1)[:, count - most]
+        for row, similar in enumerate(own):
+            # One of similarity 0 says nothing; a place without a neighbour has weight 0.
+            near = np.flatnonzero((similar >= least[row]) & (similar > 0))
+            # Stable, so that equal labels come in their order on every machine.
+            near = near[np.argsort(-similar[near], kind="stable")[:most]]
+            labels[start + row, : len(near)] = near
+            weights[start + row, : len(near)] = similar[near]
     return LabelNeighbours(labels, weights)

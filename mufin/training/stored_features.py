@@ -9,15 +9,14 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mufin.inputs import FloatArray
+from mufin.inputs import FloatArray, Int64Array
 from mufin.training.config import TrainConfig
-from mufin.training.disk import allocate, atomic_write
+from mufin.training.disk import allocate
 from mufin.training.encode import (
     image_vectors,
     store_images,
@@ -25,14 +24,13 @@ from mufin.training.encode import (
     title_vectors,
 )
 from mufin.training.item_arrays import ItemArrays
+from mufin.training.kept_rows import kept_rows, keys_of
 from mufin.training.loop import Session
 from mufin.training.model import ItemEncoder, backbone_width
 from mufin.training.preparation import (
     TrainingData,
 )
 from mufin.training.word_vectors import fit_word_vectors
-
-_ROWS_AT_ONCE = 4096
 
 
 def with_stored_features(session: Session, data: TrainingData, cache: Path) -> TrainingData:
@@ -73,12 +71,12 @@ def frozen_features(
 ) -> tuple[ItemArrays, ItemArrays]:  # fmt: skip
     """Products and labels with the features of encoders whose every layer is frozen, computed once and kept on disk.
 
-    What a backbone says of titles or images depends on nothing else: it lies in ``shared`` under the hash of both, where
-    other trainings find it; what the network made of it lies in ``cache``.
+    What a backbone says of a title or an image depends on nothing else: it lies in ``shared`` under the hashes of both, where
+    other trainings find it, those of folds with fewer labels, too; what the network made of it lies in ``cache``.
     """
     same, size = labels is products, config.encode_batch_size
     if config.image.trainable_layers == 0 and products.image_count:
-        features = _image_features(encoder, products, size, device, shared)
+        features = _image_features(encoder, products, size, device, shared, cache / "image-features.npy")
         products, labels = replace(products, image_features=features), replace(labels, image_features=features)
     if config.text.trainable_layers == 0:
         backbone = _hash_of(encoder.text.backbone, str(encoder.text.words is None))
@@ -106,52 +104,42 @@ def fit_words(session: Session, data: TrainingData) -> None:
 def _title_features(
     encoder: ItemEncoder, items: ItemArrays, backbone: str, size: int, device: torch.device, shared: Path, path: Path
 ) -> FloatArray:
-    """(N, width): the sentence of ``shared``, and beside it the words as they are fitted now, at ``path``."""
-    text = encoder.text
-    kept = shared / f"sentences-{_hash_of(items.token_ids, items.token_counts, backbone)}.npy"
-    if not kept.is_file():
-        width = backbone_width(text.backbone)
-        atomic_write(kept, lambda to: store_titles(encoder, items, width, size, device, to, text.sentence))
-    sentences: FloatArray = np.load(kept, mmap_mode="r")
+    """(N, width): the sentences of ``shared``, and beside them the words as they are fitted now, at ``path``."""
+    text, width = encoder.text, backbone_width(encoder.text.backbone)
+    keys = keys_of(np.asarray(row[:count]) for row, count in zip(items.token_ids, items.token_counts, strict=False))
+
+    def compute(rows: Int64Array, to: Path) -> None:
+        store_titles(encoder, items, width, size, device, to, text.sentence, rows)
+
+    sentences = kept_rows(shared, f"sentences-{backbone}", keys, compute)
     if text.words is None:
-        return sentences
-    words = text.words
-    own = store_titles(encoder, items, words.width, size, device, path.with_suffix(".words.npy"), words)
+        return sentences.as_array(path)
+    own = store_titles(encoder, items, text.words.width, size, device, path.with_suffix(".words.npy"), text.words)
     joined = allocate(path, np.float32, (len(items), text.width))
-    joined[:, : sentences.shape[1]] = sentences
-    joined[:, sentences.shape[1] :] = own
+    sentences.copy_to(joined[:, :width])
+    joined[:, width:] = own
     return joined
 
 
 def _image_features(
-    encoder: ItemEncoder, items: ItemArrays, size: int, device: torch.device, shared: Path
+    encoder: ItemEncoder, items: ItemArrays, size: int, device: torch.device, shared: Path, path: Path
 ) -> FloatArray:
-    """(U, width) of ``shared``."""
-    image = encoder.image
-    kept = shared / f"images-{_hash_of(items.pixels, _hash_of(image.backbone, str((image.mean, image.std))))}.npy"
-    if not kept.is_file():
+    """(U, width) of ``shared``; a copy at ``path`` where it has others, too."""
+    image, width = encoder.image, backbone_width(encoder.image.backbone)
 
-        def features(pixels: Tensor) -> Tensor:
-            return image.features(image.normalise(pixels))
+    def compute(rows: Int64Array, to: Path) -> None:
+        store_images(
+            encoder, items, width, size, device, to, lambda pixels: image.features(image.normalise(pixels)), rows
+        )
 
-        width = backbone_width(image.backbone)
-        atomic_write(kept, lambda to: store_images(encoder, items, width, size, device, to, features))
-    found: FloatArray = np.load(kept, mmap_mode="r")
-    return found
+    name = f"images-{_hash_of(image.backbone, str((image.mean, image.std)))}"
+    return kept_rows(shared, name, keys_of(items.pixels), compute).as_array(path)
 
 
-def _hash_of(*parts: nn.Module | np.ndarray[Any, Any] | str) -> str:
-    """SHA-256 of weights, arrays and words, in order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        elif isinstance(part, nn.Module):
-            for name, tensor in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        else:
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            for start in range(0, len(part), _ROWS_AT_ONCE):
-                digest.update(np.ascontiguousarray(part[start : start + _ROWS_AT_ONCE]).tobytes())
+def _hash_of(module: nn.Module, word: str) -> str:
+    """SHA-256 of weights and a word."""
+    digest = hashlib.sha256(word.encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

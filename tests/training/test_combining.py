@@ -15,7 +15,15 @@ from mufin.combination import FEATURES, Combination
 from mufin.errors import ConfigError
 from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
-from mufin.training.combining import Lists, _network, _set_gradients, learn_combination, learn_perceptron
+from mufin.training.combining import (
+    Kind,
+    Lists,
+    _network,
+    _set_gradients,
+    kinds,
+    learn_combination,
+    learn_perceptron,
+)
 from mufin.training.config import CombinationConfig
 from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers
 from mufin.training.progress import Reporter
@@ -118,10 +126,25 @@ def test_it_learns_which_score_tells(hidden: int) -> None:
         relevant[np.arange(count), best] = 1
         return Lists(features, relevant.reshape(-1), np.arange(count + 1) * 10)
 
-    combination, unseen = learn_combination(lists(600), 0, 2, hidden), lists(200)
+    combination, unseen = learn_combination(lists(600), 0, Kind("", 2, hidden, 0)), lists(200)
     scores = combination(unseen.features).reshape(200, 10)
     right = (scores.argmax(axis=1) == unseen.relevant.reshape(200, 10).argmax(axis=1)).mean()
     assert right > 0.8  # by chance: .1
+
+
+def test_a_prior_weighs_less_the_more_lists_there_are() -> None:
+    """It keeps few lists from being learned by heart; many are learned without asking twice."""
+    few, many = kinds(1_000), kinds(10_000)
+    assert {kind.name for kind in many} < {kind.name for kind in few}
+    firm, free = (next(kind for kind in few if kind.name == name) for name in ("perceptrons", "perceptrons, free"))
+    assert firm.decay(1_000) == 2.0 and firm.decay(10_000) == 0.2 and firm.decay(10) == 5.0
+    assert free.decay(10) == free.decay(10**6) == firm.decay(10**6) == 0.01
+    random = np.random.default_rng(4)
+    noise = random.normal(size=(2_000, len(FEATURES))).astype(np.float32)
+    relevant = np.eye(10, dtype=np.float32)[random.integers(10, size=200)].reshape(-1)
+    lists = Lists(noise, relevant, np.arange(201) * 10)
+    by_heart = {kind.name: lists.precision(learn_combination(lists, 0, kind)(noise))["P@1"] for kind in (firm, free)}
+    assert by_heart["perceptrons"] < by_heart["perceptrons, free"] > 0.9, "there is nothing to learn but the lists"
 
 
 def test_learning_is_repeatable() -> None:
@@ -130,7 +153,7 @@ def test_learning_is_repeatable() -> None:
     features = random.normal(size=(400, len(FEATURES))).astype(np.float32)
     lists = Lists(features, (random.random(400) < 0.3).astype(np.float32) * 1, np.arange(41) * 10)
     lists = replace(lists, relevant=np.maximum(lists.relevant, np.tile(np.eye(10)[0], 40)).astype(np.float32))
-    first, second = learn_combination(lists, 7, 2, 4), learn_combination(lists, 7, 2, 4)
+    first, second = (learn_combination(lists, 7, Kind("", 2, 4, 0)) for _ in range(2))
     np.testing.assert_array_equal(first(features), second(features))
 
 
@@ -146,16 +169,16 @@ def test_a_kind_is_judged_by_folds_that_it_did_not_learn_from(
         taught.extend(lessons(*arguments))  # type: ignore[arg-type]
         return taught
 
-    def noting(lists: Lists, seed: int, members: int, hidden: int) -> Combination:
+    def noting(lists: Lists, seed: int, kind: Kind) -> Combination:
         learned_from.append(len(lists.relevant))
-        return learn_combination(lists, seed, members, hidden)
+        return learn_combination(lists, seed, kind)
 
     monkeypatch.setattr(folds_module, "lessons", looking)
     monkeypatch.setattr(folds_module, "learn_combination", noting)
     metrics = train(read_catalogue(catalogue_folder), tiny_config(FOLDED), tmp_path / "run", Reporter(quiet=True))
     first, second = (len(own.relevant) for own in taught)
     assert metrics["combination"]["kept"] and first != second
-    assert learned_from == [second, first] * len(folds_module.KINDS) + [first + second]
+    assert learned_from == [second, first] * len(kinds(len(taught[0]) + len(taught[1]))) + [first + second]
     assert metrics["combination"]["lists"] == sum(len(own) for own in taught)
 
 
@@ -177,8 +200,8 @@ def test_several_perceptrons_are_one(hidden: int) -> None:
     random = np.random.default_rng(1)
     features = random.normal(size=(80, len(FEATURES))).astype(np.float32)
     lists = Lists(features, np.tile(np.eye(8, dtype=np.float32)[2], 10), np.arange(11) * 8)
-    members = [learn_perceptron(lists, hidden, seed)(features) for seed in (5, 6, 7)]
-    together = learn_combination(lists, 5, 3, hidden)(features)
+    members = [learn_perceptron(lists, hidden, 0.01, seed)(features) for seed in (5, 6, 7)]
+    together = learn_combination(lists, 5, Kind("", 3, hidden, 0))(features)
     np.testing.assert_allclose(together, np.mean(members, axis=0), atol=1e-5)
     assert hidden == 0 or np.abs(members[0] - members[1]).max() > 1e-3
 
@@ -189,9 +212,9 @@ def test_a_run_keeps_the_combination_that_pays(finished: Path) -> None:
     assert run.evidence is not None and run.combination is not None
     report = run.metrics["combination"]
     told = {name: own["P@1"] + own["P@5"] for name, own in report["out_of_fold"].items()}
-    assert report["kept"] and set(told) == {"fusion", *(str(hidden) for _, hidden in folds_module.KINDS)}
-    assert max(told, key=lambda name: told[name]) == str(report["hidden"])
-    units = sum(members * hidden for members, hidden in folds_module.KINDS if hidden == report["hidden"])
+    assert report["kept"] and set(told) == {"fusion", *(kind.name for kind in kinds(112))}
+    assert max(told, key=lambda name: told[name]) == report["kind"]
+    units = sum(kind.members * kind.hidden for kind in kinds(112) if kind.name == report["kind"])
     assert run.combination.hidden_bias.size == units
     assert report["lists"] == 112
     assert not (finished / FOLDS_FOLDER).exists()
@@ -204,7 +227,7 @@ def test_a_combination_that_does_not_pay_is_left_out(
 ) -> None:
     """Where plain fusion does no worse out of fold, the run fuses, and says what was tried."""
 
-    def useless(lists: Lists, seed: int, members: int, hidden: int) -> object:
+    def useless(lists: Lists, seed: int, kind: Kind) -> object:
         return lambda features: np.arange(len(features), dtype=np.float32)  # the worst cosine first
 
     monkeypatch.setattr(folds_module, "learn_combination", useless)
@@ -212,7 +235,7 @@ def test_a_combination_that_does_not_pay_is_left_out(
     run = load_run(tmp_path / "run")
     assert run.evidence is None and run.combination is None
     report = metrics["combination"]
-    assert not report["kept"] and "hidden" not in report
+    assert not report["kept"] and "kind" not in report
     assert max(own["P@1"] for name, own in report["out_of_fold"].items() if name != "fusion") < 0.5
     assert metrics["full"] == metrics["fusion"]
 

@@ -66,7 +66,7 @@ def test_a_frozen_one_trains_and_is_loaded_again(tmp_path: Path) -> None:
     config = tiny_config(*FROZEN, "network.word_vectors=8", "network.feature_dropout=0.1", "siamese.label_negatives=5")
     first = train(catalogue, config, tmp_path / "one", Reporter(quiet=True), shared=tmp_path / "kept")
     kept = sorted(path.name for path in (tmp_path / "kept").rglob("*.npy"))
-    assert [name.split("-")[0] for name in kept] == ["images", "pixels"]
+    assert [name.split("-")[0] for name in kept] == ["images", "images", "pixels"]  # rows and their keys
     again = train(catalogue, config, tmp_path / "two", Reporter(quiet=True), shared=tmp_path / "kept")
     assert first["full"] == again["full"] and sorted(p.name for p in (tmp_path / "kept").rglob("*.npy")) == kept
     one, two = (load_run(tmp_path / name).model.state_dict() for name in ("one", "two"))

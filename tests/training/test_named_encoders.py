@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
@@ -122,5 +123,8 @@ def test_lessons_are_what_the_folds_networks_say(
     monkeypatch.setattr(folds_module, "candidates_of", looking)
     monkeypatch.setattr(folds_module, "lessons", compared)
     mutual = read_catalogue(make_tiny_catalogue(tmp_path / "mutual", 140, with_labels=False))
-    train(mutual, config, tmp_path / "run", Reporter(quiet=True))
+    train(mutual, config, tmp_path / "run", Reporter(quiet=True), shared=tmp_path / "kept")
     assert len(compared_lists) == 2
+    files = list((tmp_path / "kept").glob("sentences-*.keys.npy"))
+    encoded = np.concatenate([np.load(path) for path in files])
+    assert len(set(encoded.tolist())) == len(encoded), "a fold's labels are the catalogue's: no title is encoded twice"
