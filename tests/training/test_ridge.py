@@ -11,11 +11,13 @@ from mufin.title_words import fit_title_words
 from mufin.training import ridge as ridge_module
 from mufin.training.ridge import PENALTY, fit_title_ridge
 
-N, L, W = 60, 9, 5
+N, W = 60, 5
 
 
-def test_it_scores_as_kernel_ridge_regression_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against numpy's dual on dense kernels, for titles never seen, over several blocks of labels."""
+@pytest.mark.parametrize("labels", [9, 45])
+def test_it_scores_as_kernel_ridge_regression_does(labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against numpy's dual on dense kernels, for titles never seen, over several blocks of labels: few and many of them,
+    which are solved for in two ways."""
     monkeypatch.setattr(ridge_module, "_LABELS_AT_ONCE", 4)
     random = np.random.default_rng(2)
     titles = [f"kind{i % 7} colour{i % 5} size{i % 3}" for i in range(N + 5)]
@@ -25,8 +27,8 @@ def test_it_scores_as_kernel_ridge_regression_does(monkeypatch: pytest.MonkeyPat
     for i in range(N + 5):
         dense[i, rows.row(i).ids] = rows.row(i).weights
     sentences = l2_normalise(random.normal(size=(N + 5, W)).astype(np.float32))
-    relevance = Relevance.from_pairs(np.arange(2 * N) // 2, random.integers(0, L, 2 * N), N, L)
-    targets = np.zeros((N, L))
+    relevance = Relevance.from_pairs(np.arange(2 * N) // 2, random.integers(0, labels, 2 * N), N, labels)
+    targets = np.zeros((N, labels))
     targets[np.repeat(np.arange(N), relevance.row_sizes()), relevance.indices] = 1
     kernel = 0.5 * (dense @ dense[:N].T + sentences @ sentences[:N].T)
     expected = kernel[N:] @ np.linalg.solve(kernel[:N] + PENALTY * np.eye(N), targets)
