@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.accuracy_features import keep_features, link_features
 from bench.accuracy_kept import Rows, kept
 from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, without_images, without_titles
 from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
@@ -191,8 +192,8 @@ def _end_with_the_bench() -> None:
 
 def cell(bench: Bench, name: str, part: Part, variant: Variant | None) -> Rows:
     """Rows of a variant on a part; of the baselines where there is none."""
-    if _PROCESS:  # features are written without a lock: processes share none
-        bench = replace(bench, shared=bench.shared / str(_PROCESS))
+    if _PROCESS:
+        bench = replace(bench, shared=link_features(bench.shared, bench.shared / str(_PROCESS)))
     return bench.baseline_rows(name, part) if variant is None else bench.network_rows(name, part, variant)
 
 
@@ -207,6 +208,9 @@ def measure(
     plain: list[tuple[Part, Variant | None]] = [(part, None) for part in (parts if folds else parts[:1])]
     trained = [(part, variant) for variant in variants(pictured, options) for part in parts]
     tasks = [*plain, *sorted(trained, key=lambda task: _PLAIN in task[1].changes)]
+    if pool is not None:
+        config = build_config(recommend(catalogue, bench.encoder).values, bench.changes)
+        keep_features(catalogue, config, bench.encoder, bench.shared)
     run = partial(cell, bench, name)
     found: dict[str, list[RowScores]] = {}
     for cell_rows in (pool.map if pool else map)(run, *zip(*tasks, strict=True)):

@@ -25,8 +25,7 @@ _AT_ONCE = 256
 @torch.no_grad()
 def encode_titles(titles: Sequence[str], encoder: str, cache: Path | None = None) -> FloatArray:
     """(N, W) of unit length; titles of like length share a call. ``cache``: a folder that keeps them by content."""
-    name = hashlib.sha256("\0".join([encoder, str(MOST_TOKENS), *titles]).encode()).hexdigest()[:32]
-    kept = None if cache is None else cache / f"titles-{name}.npy"
+    kept = None if cache is None else _kept(titles, encoder, cache)
     if kept is not None and kept.is_file():
         return np.asarray(np.load(kept), dtype=np.float32)
     tokens = TitleTokenizer(load_named_tokenizer(encoder), MOST_TOKENS).encode(titles)
@@ -46,7 +45,17 @@ def encode_titles(titles: Sequence[str], encoder: str, cache: Path | None = None
         found[rows] = mean
     if found is None:
         raise ValueError("no titles to encode")
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.save(kept, found)
+    if cache is not None:
+        keep_titles(titles, encoder, cache, found)
     return found
+
+
+def keep_titles(titles: Sequence[str], encoder: str, cache: Path, sentences: FloatArray) -> None:
+    """Put (N, W) where ``encode_titles`` looks for those of these titles."""
+    cache.mkdir(parents=True, exist_ok=True)
+    np.save(_kept(titles, encoder, cache), sentences)
+
+
+def _kept(titles: Sequence[str], encoder: str, cache: Path) -> Path:
+    name = hashlib.sha256("\0".join([encoder, str(MOST_TOKENS), *titles]).encode()).hexdigest()[:32]
+    return cache / f"titles-{name}.npy"

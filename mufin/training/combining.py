@@ -57,13 +57,13 @@ class Kind:
 _PRIOR_LISTS = 2000
 _FEW_LISTS = 2000
 _FIRM = Kind("linear", 1, 0, _PRIOR_LISTS), Kind("perceptrons", 3, 32, _PRIOR_LISTS)
-_FREE = Kind("linear, free", 1, 0, 0), Kind("perceptrons, free", 3, 32, 0)
+_FREE = Kind("linear, free", 1, 0, 0)
 
 
 def kinds(lists: int) -> tuple[Kind, ...]:
-    """Those worth trying with ``lists`` lists: a perceptron learns a thousand by heart without a prior, and clear ones
-    too little with it; of some thousand lists both learn the same (docs/experiments.md)."""
-    return (*_FIRM, *_FREE) if lists < _FEW_LISTS else _FIRM
+    """Those worth trying with ``lists`` lists: a perceptron learns a thousand by heart without a prior, and where one
+    score tells all a prior learns it too slowly; of some thousand lists both learn the same (docs/experiments.md)."""
+    return (*_FIRM, _FREE) if lists < _FEW_LISTS else _FIRM
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,18 @@ import torch
 
 import bench.accuracy
 from bench.accuracy import FULL, Bench, catalogues, measure, side_by_side, table, variants
+from bench.accuracy_features import keep_features, link_features
 from bench.accuracy_kept import kept
 from bench.accuracy_parts import SCORED, average, concatenated, parts_of, without_images, without_titles
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.metrics import RowScores, score_rows
 from mufin.relevance import Relevance
 from mufin.training.config_reading import build_config
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
 from tests.catalogue_factory import make_tiny_catalogue
+from tests.training.test_descriptor import FROZEN
+from tests.training.test_recipe import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +255,18 @@ def test_figures_are_computed_once(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         kept(tmp_path, {"seed": 2}, lambda: [("d", scores)] * (1 // len(turns[2:])))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_features_are_kept_once_for_all_processes(tmp_path: Path) -> None:
+    """A process finds them in a folder of its own, adds to that one, and leaves the shared files alone."""
+    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "catalogue"))
+    config = tiny_config(*FROZEN)
+    shared, own = tmp_path / "shared", tmp_path / "shared" / "1"
+    keep_features(catalogue, config, None, shared)
+    kept = {path.name: path.read_bytes() for path in shared.iterdir()}
+    assert sorted(name.split("-")[0] for name in kept) == ["images", "images", "pixels", "pixels"]
+    assert link_features(shared, own) == own
+    (own / "images-more.npy").write_bytes(b"its own")
+    train(catalogue, config, tmp_path / "run", Reporter(quiet=True), shared=link_features(shared, own))
+    assert {path.name for path in own.iterdir()} == {*kept, "images-more.npy"}, "nothing was computed again"
+    assert {path.name: path.read_bytes() for path in shared.iterdir() if path.is_file()} == kept
