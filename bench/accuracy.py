@@ -24,15 +24,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.accuracy_features import keep_features, link_features
+from bench.accuracy_features import keep_features
 from bench.accuracy_kept import Rows, kept
 from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, without_images, without_titles
 from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
@@ -160,25 +159,16 @@ class Bench:
         print(f"  baselines: {time.monotonic() - began:.0f} s", flush=True)
 
 
-_PROCESS = 0
-"""Which of the processes side by side this one is, from 1; 0: the only one"""
-
-
 def side_by_side(processes: int) -> AbstractContextManager[Executor | None]:
     """Processes of one thread each; None for a single one, which takes the threads it likes."""
     if processes == 1:
         return nullcontext()
     # Read when a library is loaded: by the processes, which are started afresh.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, _begin, (context.Value("i", 0),))
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
 
 
-def _begin(started: Synchronized[int]) -> None:
-    global _PROCESS
-    with started.get_lock():
-        started.value += 1
-        _PROCESS = started.value
+def _begin() -> None:
     threading.Thread(target=_end_with_the_bench, daemon=True).start()
 
 
@@ -192,8 +182,6 @@ def _end_with_the_bench() -> None:
 
 def cell(bench: Bench, name: str, part: Part, variant: Variant | None) -> Rows:
     """Rows of a variant on a part; of the baselines where there is none."""
-    if _PROCESS:
-        bench = replace(bench, shared=link_features(bench.shared, bench.shared / str(_PROCESS)))
     return bench.baseline_rows(name, part) if variant is None else bench.network_rows(name, part, variant)
 
 

@@ -5,14 +5,13 @@ Knows no method and no figures.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench.sentences import keep_titles
+from bench.sentences import MOST_TOKENS, keep_titles
 from mufin.catalogue import Catalogue
 from mufin.inputs import TitleTokenizer
 from mufin.training.config import TrainConfig
@@ -23,23 +22,22 @@ from mufin.training.stored_features import frozen_features
 
 
 def keep_features(catalogue: Catalogue, config: TrainConfig, encoder: str | None, shared: Path) -> None:
-    """Fill ``shared`` with pictures, features and the baselines' sentences, as far as the config's encoders are frozen."""
+    """Fill ``shared`` with pictures, features and the baselines' sentences, as far as the config's encoders are frozen.
+
+    The sentences only where the network sees the same: as many tokens, and unit length, which it has beside word vectors.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer = TitleTokenizer(tokenizer_json_of(catalogue, config), config.inputs.max_title_tokens)
         items = prepare(catalogue, config.inputs, tokenizer, folder, lambda *_: None, shared)
         encoders = new_network(config, tokenizer, len(catalogue.labels)).encoder
         products, _ = frozen_features(encoders, config, *items, torch.device("cpu"), folder, shared)
-        if encoder is not None and products.title_features is not None:
+        same_tokens = config.inputs.max_title_tokens == MOST_TOKENS
+        if (
+            encoder is not None
+            and products.title_features is not None
+            and same_tokens
+            and encoders.text.words is not None
+        ):
             sentences = np.array(products.title_features[:, : backbone_width(encoders.text.backbone)])
             keep_titles([item.title for item in catalogue.products], encoder, shared, sentences)
-
-
-def link_features(shared: Path, own: Path) -> Path:
-    """``shared``'s files in a process's own folder, where it may add to them: two that write one folder are in each
-    other's way. Returns ``own``."""
-    own.mkdir(parents=True, exist_ok=True)
-    for path in shared.iterdir():
-        if path.is_file() and not (own / path.name).exists():
-            os.link(path, own / path.name)
-    return own

@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--products", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=1023, help="of module 1; a fifth of it in module 4")
     parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="recompute activations: batches of 1,023 fit in 80 GB"
+        "--gradient-checkpointing", action="store_true", help="recompute activations: less memory, a third more time"
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="toy encoders on the CPU: whether it runs")

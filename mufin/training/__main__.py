@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--features", type=Path, metavar="DIR",
-        help="keep there what frozen encoders say of titles and images, for other trainings on the same items",
+        help="keep there what frozen encoders say of titles and images, for other trainings",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
     options = parser.parse_args(arguments)

@@ -46,17 +46,17 @@ class Kind:
     """Perceptrons whose mean it is"""
     hidden: int
     """Units of each; 0: linear"""
-    prior_lists: int
-    """Weight decay is this over the lists, as for a prior, which weighs as much as so many lists whatever their number"""
+    decay_lists: int
+    """Weight decay times lists: like a prior, it weighs the less the more lists there are"""
 
     def decay(self, lists: int) -> float:
         """Weight decay when learned from ``lists`` lists."""
-        return min(_MOST_DECAY, max(_LEAST_DECAY, self.prior_lists / lists))
+        return min(_MOST_DECAY, max(_LEAST_DECAY, self.decay_lists / lists))
 
 
-_PRIOR_LISTS = 2000
+_DECAY_LISTS = 2000
 _FEW_LISTS = 2000
-_FIRM = Kind("linear", 1, 0, _PRIOR_LISTS), Kind("perceptrons", 3, 32, _PRIOR_LISTS)
+_FIRM = Kind("linear", 1, 0, _DECAY_LISTS), Kind("perceptrons", 3, 32, _DECAY_LISTS)
 _FREE = Kind("linear, free", 1, 0, 0)
 
 
@@ -256,7 +256,7 @@ def learn_combination(lists: Lists, seed: int, kind: Kind) -> Combination:
 def learn_perceptron(lists: Lists, hidden: int, decay: float, seed: int) -> Combination:
     """Listwise softmax over each product's candidates, its relevant ones sharing the target (ListNet, Cao et al. 2007).
 
-    ``hidden`` units; 0: linear. ``decay``: AdamW's, of the weights. Deterministic for a seed on one machine.
+    ``hidden`` units; 0: linear. ``decay``: AdamW's, of weights and biases. Deterministic for a seed on one machine.
     """
     random = np.random.default_rng(seed)
     mean = lists.features.mean(axis=0, dtype=np.float64).astype(np.float32)

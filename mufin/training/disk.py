@@ -6,6 +6,7 @@ Knows nothing of what is written.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -63,6 +64,14 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
                 os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time: whoever comes second waits, and finds what the first has written. A killed one holds nothing."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def allocate(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[Any]]:

@@ -31,7 +31,7 @@ from mufin.inputs import (
     decode_image,
     normalise_title,
 )
-from mufin.training.disk import allocate, atomic_write
+from mufin.training.disk import allocate, atomic_write, locked
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, of how many."""
@@ -180,7 +180,8 @@ def prepare(
     sets = [catalogue.products] if catalogue.products_are_labels else [catalogue.products, catalogue.labels]
     names: dict[str, int] = {}
     layouts = [_image_layout(items, spec.max_images, names) for items in sets]
-    pixels = _decode_all(list(names), catalogue, spec, kept, progress)
+    with locked(kept):
+        pixels = _decode_all(list(names), catalogue, spec, kept, progress)
     arrays = []
     for number, (items, (offsets, rows)) in enumerate(zip(sets, layouts, strict=True)):
         ids, counts = _tokenise(items, spec, tokenizer, folder / f"tokens-{number}.npy")

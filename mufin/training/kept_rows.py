@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mufin.inputs import FloatArray, Int64Array
-from mufin.training.disk import allocate, atomic_write
+from mufin.training.disk import allocate, atomic_write, locked
 
 KeyArray = npt.NDArray[np.bytes_]
+_KEYS = ".keys.npy"
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class KeptRows:
         """Fill (N, W)."""
         for number, rows in enumerate(self.files):
             own = np.flatnonzero(self.file == number)
-            out[own] = rows[self.row[own]]
+            for start in range(0, len(own), _ROWS_AT_ONCE):  # a copy of all of them would be in memory
+                part = own[start : start + _ROWS_AT_ONCE]
+                out[part] = rows[self.row[part]]
 
     def as_array(self, path: Path) -> FloatArray:
         """(N, W) as a memory map: the file that has just these rows in their order, or a copy at ``path``."""
@@ -56,16 +60,17 @@ def kept_rows(folder: Path, name: str, keys: KeyArray, compute: Callable[[Int64A
     """The rows of (N,) ``keys``, N at least 1, from ``folder``'s files of that ``name``.
 
     Distinct keys that no file has are computed first: ``compute`` writes the rows of the positions it is given into a
-    .npy file, which is kept. Only one process at a time may ask a folder.
+    .npy file, which is kept.
     """
     distinct, first = np.unique(keys, return_index=True)
-    found = _files(folder, name)
-    unknown = np.sort(first[~np.isin(distinct, np.concatenate([own for own, _ in found]) if found else keys[:0])])
-    if len(unknown):
-        target = folder / f"{name}-{hashlib.blake2b(keys[unknown].tobytes(), digest_size=16).hexdigest()}"
-        atomic_write(target.with_name(target.name + ".npy"), lambda to: compute(unknown, to))
-        atomic_write(target.with_name(target.name + _KEYS), lambda to: _write_keys(to, keys[unknown]))
+    with locked(folder):
         found = _files(folder, name)
+        unknown = np.sort(first[~np.isin(distinct, np.concatenate([keys[:0], *(own for own, _ in found)]))])
+        if len(unknown):
+            target = folder / f"{name}-{hashlib.blake2b(keys[unknown].tobytes(), digest_size=16).hexdigest()}"
+            atomic_write(target.with_name(target.name + ".npy"), lambda to: compute(unknown, to))
+            atomic_write(target.with_name(target.name + _KEYS), lambda to: _write_keys(to, keys[unknown]))
+            found = _files(folder, name)
     held = np.concatenate([own for own, _ in found])
     order = np.argsort(held, kind="stable")
     place = order[np.searchsorted(held, keys, sorter=order)]
@@ -74,9 +79,6 @@ def kept_rows(folder: Path, name: str, keys: KeyArray, compute: Callable[[Int64A
     used, number = np.unique(file, return_inverse=True)
     files = tuple(np.load(found[own][1], mmap_mode="r") for own in used)
     return KeptRows(files, number.astype(np.int64), place - starts[file])
-
-
-_KEYS = ".keys.npy"
 
 
 def _write_keys(to: Path, keys: KeyArray) -> None:

@@ -33,9 +33,11 @@ def fit_title_ridge(
     sparse = scipy.sparse.csr_matrix((words.weights, words.ids, words.indptr), shape=(count, vocabulary))
     kernel = 0.5 * (np.asarray((sparse @ sparse.T).todense(), dtype=np.float32) + sentences @ sentences.T)
     kernel[np.diag_indices(count)] += np.float32(PENALTY)
-    factor = torch.linalg.cholesky(torch.from_numpy(kernel))
-    # Solving for a label costs 2 N^2, the inverse 2/3 N^3 once and then little: a label has few products.
-    inverse = torch.cholesky_inverse(factor).numpy() if labels > count // 2 else None
+    inverted = labels > count // 2  # where it is faster, as measured: then a label costs little, which has few products
+    solved = torch.linalg.cholesky(torch.from_numpy(kernel))
+    del kernel  # 1.6 GB of the largest catalogue, as each of the two here
+    if inverted:
+        solved = torch.cholesky_inverse(solved)
     targets = scipy.sparse.csc_matrix(
         (np.ones(len(relevance.indices), dtype=np.float32), relevance.indices, relevance.indptr), shape=(labels, count)
     )  # CSR of (N, L), read as CSC of (L, N)
@@ -45,11 +47,11 @@ def fit_title_ridge(
     transposed = sparse.T.tocsr()
     for start in range(0, labels, _LABELS_AT_ONCE):
         block = slice(start, start + _LABELS_AT_ONCE)
-        if inverse is None:
-            wanted = torch.from_numpy(columns[block].toarray().T.copy())
-            dual = 0.5 * torch.cholesky_solve(wanted, factor).numpy()
+        if inverted:
+            dual = 0.5 * np.asarray(columns[block] @ solved.numpy(), dtype=np.float32).T
         else:
-            dual = 0.5 * np.asarray(columns[block] @ inverse).T
+            wanted = torch.from_numpy(columns[block].toarray().T.copy())
+            dual = 0.5 * torch.cholesky_solve(wanted, solved).numpy()
         dense[block] = dual.T @ sentences
         kept.append(label_weights(np.asarray(transposed @ dual).T))
     return TitleRidge(_joined(kept), dense, vocabulary)

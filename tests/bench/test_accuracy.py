@@ -15,16 +15,21 @@ import torch
 
 import bench.accuracy
 from bench.accuracy import FULL, Bench, catalogues, measure, side_by_side, table, variants
-from bench.accuracy_features import keep_features, link_features
+from bench.accuracy_features import keep_features
 from bench.accuracy_kept import kept
 from bench.accuracy_parts import SCORED, average, concatenated, parts_of, without_images, without_titles
+from bench.sentences import MOST_TOKENS, encode_titles
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.metrics import RowScores, score_rows
 from mufin.relevance import Relevance
+from mufin.training import item_arrays
 from mufin.training.config_reading import build_config
+from mufin.training.descriptor import Descriptor
+from mufin.training.model import TextEncoder
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from tests.catalogue_factory import make_tiny_catalogue
+from tests.encoder_factory import make_encoders
 from tests.training.test_descriptor import FROZEN
 from tests.training.test_recipe import tiny_config
 
@@ -133,13 +138,12 @@ def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
         assert build_config("frozen", ["text.name=some/encoder", *own.changes]) != recipe
 
 
-def own_number_and_threads(_: int) -> tuple[int, int, str | None]:
+def own_threads(_: int) -> tuple[int, str | None]:
     """Of the process this runs in."""
-    time.sleep(0.2)  # or one process might take every task
-    return bench.accuracy._PROCESS, torch.get_num_threads(), os.environ.get("OPENBLAS_NUM_THREADS")
+    return torch.get_num_threads(), os.environ.get("OPENBLAS_NUM_THREADS")
 
 
-def test_processes_side_by_side_have_a_thread_and_a_number_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_side_by_side_have_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single one is no process of its own."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "7")
@@ -147,7 +151,7 @@ def test_processes_side_by_side_have_a_thread_and_a_number_each(monkeypatch: pyt
         assert alone is None and os.environ["OMP_NUM_THREADS"] == "7"
     with side_by_side(2) as pool:
         assert pool is not None
-        assert set(pool.map(own_number_and_threads, range(8))) == {(1, 1, "1"), (2, 1, "1")}
+        assert set(pool.map(own_threads, range(8))) == {(1, "1")}
 
 
 @pytest.mark.parametrize("folds", [0, 3])
@@ -257,16 +261,23 @@ def test_figures_are_computed_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_features_are_kept_once_for_all_processes(tmp_path: Path) -> None:
-    """A process finds them in a folder of its own, adds to that one, and leaves the shared files alone."""
-    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "catalogue"))
-    config = tiny_config(*FROZEN)
-    shared, own = tmp_path / "shared", tmp_path / "shared" / "1"
-    keep_features(catalogue, config, None, shared)
-    kept = {path.name: path.read_bytes() for path in shared.iterdir()}
-    assert sorted(name.split("-")[0] for name in kept) == ["images", "images", "pixels", "pixels"]
-    assert link_features(shared, own) == own
-    (own / "images-more.npy").write_bytes(b"its own")
-    train(catalogue, config, tmp_path / "run", Reporter(quiet=True), shared=link_features(shared, own))
-    assert {path.name for path in own.iterdir()} == {*kept, "images-more.npy"}, "nothing was computed again"
-    assert {path.name: path.read_bytes() for path in shared.iterdir() if path.is_file()} == kept
+def test_features_are_kept_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training after that encodes nothing, nor do the baselines, whose sentences are those that they would compute."""
+    catalogue, shared = read_catalogue(make_tiny_catalogue(tmp_path / "catalogue")), tmp_path / "shared"
+    encoder, titles = str(make_encoders(tmp_path / "encoders") / "text"), [item.title for item in catalogue.products]
+    config = tiny_config(
+        *FROZEN, f"text.name={encoder}", "text.options={}", "text.trainable_layers=0", "network.word_vectors=4",
+        f"inputs.max_title_tokens={MOST_TOKENS}",
+    )  # fmt: skip
+    keep_features(catalogue, config, encoder, shared)
+    expected = encode_titles(titles, encoder)
+
+    def none(*_: object) -> None:
+        raise AssertionError("this was computed before")
+
+    monkeypatch.setattr(Descriptor, "forward", none)
+    monkeypatch.setattr(TextEncoder, "sentence", none)
+    monkeypatch.setattr("bench.sentences.build_backbone", none)
+    monkeypatch.setattr(item_arrays, "decode_image", none)
+    train(catalogue, config, tmp_path / "run", Reporter(quiet=True), shared=shared)
+    np.testing.assert_allclose(encode_titles(titles, encoder, shared), expected, atol=1e-6)

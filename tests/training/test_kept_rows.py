@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mufin.training.disk import locked
 from mufin.training.kept_rows import kept_rows, keys_of
 
 NAME = "squares"
@@ -35,6 +38,11 @@ class Squares:
 def expected(numbers: list[int]) -> list[list[float]]:
     """What ``Squares`` says of them."""
     return [[float(number), float(number**2)] for number in numbers]
+
+
+def squares_missing(rows: npt.NDArray[np.int64], to: Path) -> None:
+    """For rows that are all there."""
+    raise AssertionError(f"{len(rows)} rows were computed before")
 
 
 @pytest.fixture
@@ -78,6 +86,41 @@ def test_rows_without_keys_are_computed_again(squares: Squares) -> None:
     (keys,) = squares.folder.glob("*.keys.npy")
     keys.unlink()
     assert squares([3, 1]).tolist() == expected([3, 1]) and squares.computed == [3, 1, 3, 1]
+
+
+def test_a_copy_is_never_in_memory_whole(squares: Squares) -> None:
+    """It goes from one memory map to another in blocks."""
+    numbers = list(range(60_000))
+    squares(numbers)
+    keys = keys_of(np.asarray(numbers[::-1])[:, None])
+    tracemalloc.start()
+    try:
+        found = kept_rows(squares.folder, NAME, keys, squares_missing)
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        copy = found.as_array(squares.folder / "copy.npy")
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(copy, np.asarray(expected(numbers[::-1]), np.float32))
+    assert peak < 60_000 * 8 + 4_096 * 8 * 4, "one index of 8 bytes a row, and blocks"
+
+
+def test_who_comes_second_waits(tmp_path: Path) -> None:
+    """For the lock of the folder, and gets it when the first is done."""
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path):
+            order.append("second")
+
+    with locked(tmp_path):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
 
 
 def test_keys_tell_size_and_content_apart() -> None:

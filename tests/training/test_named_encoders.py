@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mufin.catalogue import read_catalogue
 from mufin.errors import ConfigError
@@ -16,38 +15,19 @@ from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import CombinedCandidates, Combiner, Lists
 from mufin.training.folds import FOLDS_FOLDER, fold_catalogue
-from mufin.training.model import from_config
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
-from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
+from mufin.training.tokenizer import load_named_tokenizer
 from tests.catalogue_factory import make_tiny_catalogue
+from tests.encoder_factory import make_encoders
 from tests.training.test_recipe import tiny_config
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text and an image encoder in the form that transformers saves."""
-    folder = tmp_path_factory.mktemp("encoders")
-    torch.manual_seed(3)
-    titles = [f"{w} no {n}" for w in ("mug", "vase", "lamp", "bowl", "chair") for n in range(9)]
-    (folder / "tokenizer.json").write_text(train_wordpiece(titles, 120))
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]"
-    ).save_pretrained(folder / "text")
-    text = AutoConfig.for_model("distilbert", dim=16, n_layers=2, n_heads=2, hidden_dim=16, vocab_size=120)
-    from_config(text).save_pretrained(folder / "text")
-    image = AutoConfig.for_model(
-        "vit",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=16,
-        patch_size=8,
-    )
-    from_config(image).save_pretrained(folder / "image")
-    return folder
+    return make_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.mark.parametrize(("layers", "moved"), [(0, set()), (1, {1}), (None, {0, 1})], ids=["frozen", "last", "all"])
