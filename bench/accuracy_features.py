@@ -32,12 +32,7 @@ def keep_features(catalogue: Catalogue, config: TrainConfig, encoder: str | None
         items = prepare(catalogue, config.inputs, tokenizer, folder, lambda *_: None, shared)
         encoders = new_network(config, tokenizer, len(catalogue.labels)).encoder
         products, _ = frozen_features(encoders, config, *items, torch.device("cpu"), folder, shared)
-        same_tokens = config.inputs.max_title_tokens == MOST_TOKENS
-        if (
-            encoder is not None
-            and products.title_features is not None
-            and same_tokens
-            and encoders.text.words is not None
-        ):
+        alike = config.inputs.max_title_tokens == MOST_TOKENS and encoders.text.words is not None
+        if encoder is not None and products.title_features is not None and alike:
             sentences = np.array(products.title_features[:, : backbone_width(encoders.text.backbone)])
             keep_titles([item.title for item in catalogue.products], encoder, shared, sentences)

@@ -105,7 +105,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "precision": options.precision, "products": options.products, "siamese_batch": options.batch_size,
-        "ranker_batch": config.ranker.batch_size, "gradient_checkpointing": options.gradient_checkpointing, "modules": modules, "peak_mib": round(peak / 2**20),
+        "ranker_batch": config.ranker.batch_size, "gradient_checkpointing": options.gradient_checkpointing,
+        "modules": modules, "peak_mib": round(peak / 2**20),
         "peak_of": "GPU memory" if cuda else "resident memory", "seconds": round(time.monotonic() - began, 1),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip

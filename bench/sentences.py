@@ -15,7 +15,7 @@ import torch
 
 from mufin.inputs import FloatArray, TitleTokenizer
 from mufin.training.config import EncoderConfig
-from mufin.training.disk import atomic_write, locked
+from mufin.training.disk import locked, save_array
 from mufin.training.model import build_backbone, masked_mean
 from mufin.training.tokenizer import load_named_tokenizer
 
@@ -55,14 +55,9 @@ def keep_titles(titles: Sequence[str], encoder: str, cache: Path, sentences: Flo
     """Put (N, W) of unit length where ``encode_titles`` looks for those of these titles, unless they are there."""
     cache.mkdir(parents=True, exist_ok=True)
     path = _kept(titles, encoder, cache)
-
-    def write(to: Path) -> None:
-        with to.open("wb") as file:
-            np.save(file, sentences)
-
     with locked(cache):
         if not path.is_file():
-            atomic_write(path, write)
+            save_array(path, sentences)
 
 
 def _kept(titles: Sequence[str], encoder: str, cache: Path) -> Path:

@@ -55,7 +55,9 @@ class Kind:
 
 
 _DECAY_LISTS = 2000
+"""On ikea, 850 lists, decay between 2 and 5 did best out of fold (docs/experiments.md)."""
 _FEW_LISTS = 2000
+"""Below so many it matters whether there is a prior, and a further kind costs little."""
 _FIRM = Kind("linear", 1, 0, _DECAY_LISTS), Kind("perceptrons", 3, 32, _DECAY_LISTS)
 _FREE = Kind("linear, free", 1, 0, 0)
 

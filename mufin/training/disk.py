@@ -66,6 +66,16 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """``atomic_write`` of one .npy file."""
+
+    def write(to: Path) -> None:
+        with to.open("wb") as file:  # numpy would give a path's name an ending
+            np.save(file, array)
+
+    atomic_write(path, write)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time: whoever comes second waits, and finds what the first has written. A killed one holds nothing."""

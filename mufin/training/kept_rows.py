@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mufin.inputs import FloatArray, Int64Array
-from mufin.training.disk import allocate, atomic_write, locked
+from mufin.training.disk import allocate, atomic_write, locked, save_array
 
 KeyArray = npt.NDArray[np.bytes_]
 _KEYS = ".keys.npy"
@@ -69,7 +69,7 @@ def kept_rows(folder: Path, name: str, keys: KeyArray, compute: Callable[[Int64A
         if len(unknown):
             target = folder / f"{name}-{hashlib.blake2b(keys[unknown].tobytes(), digest_size=16).hexdigest()}"
             atomic_write(target.with_name(target.name + ".npy"), lambda to: compute(unknown, to))
-            atomic_write(target.with_name(target.name + _KEYS), lambda to: _write_keys(to, keys[unknown]))
+            save_array(target.with_name(target.name + _KEYS), keys[unknown])
             found = _files(folder, name)
     held = np.concatenate([own for own, _ in found])
     order = np.argsort(held, kind="stable")
@@ -79,11 +79,6 @@ def kept_rows(folder: Path, name: str, keys: KeyArray, compute: Callable[[Int64A
     used, number = np.unique(file, return_inverse=True)
     files = tuple(np.load(found[own][1], mmap_mode="r") for own in used)
     return KeptRows(files, number.astype(np.int64), place - starts[file])
-
-
-def _write_keys(to: Path, keys: KeyArray) -> None:
-    with to.open("wb") as file:  # a path's name would be given an ending
-        np.save(file, keys)
 
 
 def _files(folder: Path, name: str) -> list[tuple[KeyArray, Path]]:

@@ -106,7 +106,8 @@ def _title_features(
 ) -> FloatArray:
     """(N, width): the sentences of ``shared``, and beside them the words as they are fitted now, at ``path``."""
     text, width = encoder.text, backbone_width(encoder.text.backbone)
-    keys = keys_of(np.asarray(row[:count]) for row, count in zip(items.token_ids, items.token_counts, strict=False))
+    titles = zip(items.token_ids[: len(items)], items.token_counts, strict=True)
+    keys = keys_of(np.asarray(row[:count]) for row, count in titles)
 
     def compute(rows: Int64Array, to: Path) -> None:
         store_titles(encoder, items, width, size, device, to, text.sentence, rows)
