@@ -77,10 +77,17 @@ OPTIONS = (
     ("without word vectors", "network.word_vectors=0"),
 )
 """(what is other than in the recipe, its changes); to be compared with the row "network alone"."""
+EARLY_FUSION = ("with early fusion", "network.early_fusion=true")
+"""The same, where title encoders are trained and there are pictures."""
+FULL_OPTIONS = (("with tail calibration", "combination.tail_calibration=0.1"),)
+"""(what is other than in the recipe, its changes); to be compared with the full model."""
 
 
-def variants(pictured: bool, options: bool = False) -> list[Variant]:
-    """The full model, what is left when a part is taken out, and with ``options`` what the recipe leaves out."""
+def variants(pictured: bool, options: bool = False, fine_tuned: bool = False) -> list[Variant]:
+    """The full model, what is left when a part is taken out, and with ``options`` what the recipe leaves out.
+
+    ``fine_tuned``: the title encoder is trained, too.
+    """
     found = [
         Variant((("full", FULL), ("fusion", "network alone"), ("shortlist", "network without classifiers"))),
         Variant((("full", "network without cross-attention"),), (_PLAIN, "network.cross_attention=false")),
@@ -90,10 +97,12 @@ def variants(pictured: bool, options: bool = False) -> list[Variant]:
         found.append(Variant((("full", "full, title only"), ("fusion", "network, title only")), images=False))
         changes = (_PLAIN, "network.word_vectors=0")
         found.append(Variant((("full", "network, image only"),), changes, titles=False))
-    for name, *own in OPTIONS if options else ():
+    if not options:
+        return found
+    for name, *own in (*OPTIONS, EARLY_FUSION) if pictured and fine_tuned else OPTIONS:
         rows = ("full", f"network, {name}"), ("shortlist", f"network, {name}: shortlist")
         found.append(Variant(rows, (_PLAIN, *own)))
-    return found
+    return found + [Variant((("full", f"full, {name}"),), tuple(own)) for name, *own in FULL_OPTIONS]
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,8 @@ def measure(
     pictured = any(item.images for item in catalogue.products)
     # A baseline knows no seed. The longest first: nothing long is left for one process alone at the end.
     plain: list[tuple[Part, Variant | None]] = [(part, None) for part in (parts if folds else parts[:1])]
-    trained = [(part, variant) for variant in variants(pictured, options) for part in parts]
+    fine_tuned = build_config(recommend(catalogue, bench.encoder).values, bench.changes).text.trainable_layers != 0
+    trained = [(part, variant) for variant in variants(pictured, options, fine_tuned) for part in parts]
     tasks = [*plain, *sorted(trained, key=lambda task: _PLAIN in task[1].changes)]
     if pool is not None:
         config = build_config(recommend(catalogue, bench.encoder).values, bench.changes)

@@ -90,6 +90,11 @@ def export_trained(
 ) -> Parity:
     """The same of any trained network and the catalogue of its labels, in order."""
     began, model, dimension = time.monotonic(), trained.model, trained.config.network.dimension
+    if trained.config.network.early_fusion:
+        raise ConfigError(
+            "network.early_fusion is true: titles of such a network depend on images, which a bundle's title graph does not "
+            "read; train with early_fusion=false"
+        )
     with BundleWriter(target) as writer:
         folder = writer.folder
         scratch = writer.scratch_for(encoding_identity(trained, catalogue, settings.device))

@@ -32,6 +32,7 @@ FEATURES = (
     *(f"{scorer}.{view}" for scorer in SCORERS for view in VIEWS), *LABEL_FEATURES, *PRODUCT_FEATURES,
 )  # fmt: skip
 """(F,) names, in order"""
+_LOG_FREQUENCY = FEATURES.index("log_frequency")
 _LEADING = 50
 """Candidates whose mean and spread a score's distance is taken from."""
 _WIDEST = 20.0
@@ -94,13 +95,18 @@ class Combination:
     output_weight: FloatArray
     """(H,), or (F,) without a hidden layer"""
     output_bias: float
+    tail: float = 0.0
+    """Added for each unit of log(1 + training products of the label): below 0, rare labels gain"""
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """(n, F) -> (n,) scores, higher is better; no scale of their own, the calibration gives them one."""
         x = (features - self.mean) / self.spread
         if self.hidden_bias.size:
             x = np.maximum(x @ self.hidden_weight + self.hidden_bias, 0.0)
-        return np.asarray(x @ self.output_weight + np.float32(self.output_bias), dtype=np.float32)
+        scores = x @ self.output_weight + np.float32(self.output_bias)
+        if self.tail:
+            scores = scores + np.float32(self.tail) * features[:, _LOG_FREQUENCY]
+        return np.asarray(scores, dtype=np.float32)
 
 
 def write_combination(path: Path, combination: Combination) -> None:
@@ -108,6 +114,8 @@ def write_combination(path: Path, combination: Combination) -> None:
     names = ("mean", "spread", "hidden_weight", "hidden_bias", "output_weight")
     arrays = {name: np.asarray(getattr(combination, name), dtype=np.float32) for name in names}
     arrays["output_bias"] = np.asarray(combination.output_bias, dtype=np.float32)
+    if combination.tail:
+        arrays["tail"] = np.asarray(combination.tail, dtype=np.float32)
     arrays["features"] = np.frombuffer("\n".join(FEATURES).encode(), dtype=np.uint8)
     write_arrays(path, arrays)
 
@@ -119,7 +127,7 @@ def read_combination(path: Path) -> Combination:
             names = tuple(arrays["features"].tobytes().decode().split("\n"))
             found = Combination(
                 arrays["mean"], arrays["spread"], arrays["hidden_weight"], arrays["hidden_bias"],
-                arrays["output_weight"], float(arrays["output_bias"]),
+                arrays["output_weight"], float(arrays["output_bias"]), float(arrays["tail"]) if "tail" in arrays else 0.0,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path}: cannot be read ({error}): export again") from error

@@ -67,6 +67,9 @@ class NetworkConfig:
     """False: bags are averaged as they come (ablation)."""
     cross_attention: bool = True
     """False: the pooled product meets the classifiers directly (ablation; the release's MufinOva)."""
+    early_fusion: bool = False
+    """True: the title encoder reads the mean of an item's image vectors as its first token (after ViXML, mufin.md section
+    12), the images stay in the bag, too. For comparison in training: such a network is not exported."""
 
     def __post_init__(self) -> None:
         require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")
@@ -227,8 +230,15 @@ class CombinationConfig:
     folds: int = 0
     """Networks trained without a part of the training products, to learn the combination from; each costs as much as
     the training itself. 0: no combination, scores are fused by one weight."""
+    tail_calibration: float = 0.0
+    """What a label loses for each unit of log(1 + its training products), in standard deviations of the combined score:
+    above 0, rare labels are recommended more often, at the cost of accuracy over all (docs/experiments.md)."""
 
     def __post_init__(self) -> None:
+        require(
+            self.tail_calibration == 0 or self.folds >= 2,
+            f"combination.tail_calibration is {self.tail_calibration} and folds {self.folds}: it changes a combination, set folds",
+        )
         require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
 
 
@@ -299,6 +309,11 @@ class TrainConfig:
         require(
             self.refit != "evidence" or self.combination.folds > 0,
             "refit is 'evidence' and combination.folds 0: without a combination there is no evidence; set refit=network or none",
+        )
+        require(
+            not self.network.early_fusion or self.text.trainable_layers != 0,
+            "network.early_fusion is true and text.trainable_layers 0: a frozen title encoder has learned to read no images; "
+            "train layers of it, or set early_fusion=false",
         )
         require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
         require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")

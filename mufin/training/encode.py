@@ -17,7 +17,7 @@ from torch import Tensor
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.training.disk import allocate
 from mufin.training.item_arrays import ItemArrays, ItemBatch
-from mufin.training.model import ItemEncoder
+from mufin.training.model import ItemEncoder, masked_mean
 
 
 def title_vectors(encoder: ItemEncoder, stage: str, title: Tensor, token_mask: Tensor) -> Tensor:
@@ -40,16 +40,31 @@ def image_vectors(encoder: ItemEncoder, stage: str, image: Tensor) -> Tensor:
 
 def raw_bag(encoder: ItemEncoder, batch: ItemBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Title and image vectors of a batch in bag order: (B, S, D) and mask (B, S) bool, S = I + 1."""
-    title_stage, image_stage = batch.stages
-    tokens = torch.from_numpy(batch.token_mask).to(device)
-    titles = title_vectors(encoder, title_stage, torch.from_numpy(batch.title).to(device), tokens)
     title_mask = torch.from_numpy(batch.has_title).to(device)[:, None]
     if batch.image_mask.shape[1] == 0:
-        return titles[:, None], title_mask
-    images = image_vectors(encoder, image_stage, torch.from_numpy(batch.image).to(device))
+        return _titles(encoder, batch, device, None, None)[:, None], title_mask
+    images = image_vectors(encoder, batch.stages[1], torch.from_numpy(batch.image).to(device))
     slots = images[torch.from_numpy(batch.image_index).to(device)]
-    mask = torch.cat([torch.from_numpy(batch.image_mask).to(device), title_mask], dim=1)
-    return torch.cat([slots, titles[:, None].to(slots.dtype)], dim=1), mask
+    image_mask = torch.from_numpy(batch.image_mask).to(device)
+    titles = _titles(encoder, batch, device, slots, image_mask)
+    return torch.cat([slots, titles[:, None].to(slots.dtype)], dim=1), torch.cat([image_mask, title_mask], dim=1)
+
+
+def _titles(
+    encoder: ItemEncoder, batch: ItemBatch, device: torch.device, slots: Tensor | None, image_mask: Tensor | None
+) -> Tensor:
+    """Title vectors (B, D) of a batch; slots (B, I, D) and mask (B, I) of its images, where there are any, go into them
+    where they are fused early and are not in them already (module 3)."""
+    stage, title = batch.stages[0], torch.from_numpy(batch.title).to(device)
+    tokens = torch.from_numpy(batch.token_mask).to(device)
+    if encoder.text.fusion is None or stage != "raw":
+        return title_vectors(encoder, stage, title, tokens)
+    if slots is None or image_mask is None:
+        image = torch.zeros((len(title), encoder.text.fusion.in_features), device=device)
+        has_image = torch.zeros(len(title), dtype=torch.bool, device=device)
+    else:
+        image, has_image = masked_mean(slots, image_mask), image_mask.any(dim=1)
+    return encoder.text.fused(title, tokens, image, has_image)
 
 
 def encode_batch(encoder: ItemEncoder, batch: ItemBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,6 +162,22 @@ def store_titles(
         title, token_mask = arrays.titles(wanted[rows])
         result = encode(torch.from_numpy(title).to(device), torch.from_numpy(token_mask).to(device))
         stored[rows] = result.float().cpu().numpy()
+    encoder.train(was_training)
+    return stored
+
+
+@torch.no_grad()
+def store_fused_titles(
+    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path
+) -> FloatArray:
+    """Title vectors of N items that have their images in them (early fusion) -> (N, D), a memory map at ``path``."""
+    was_training = encoder.training
+    encoder.eval()
+    stored = allocate(path, np.float32, (len(arrays), width))
+    order = np.argsort(arrays.token_counts, kind="stable")
+    for start in range(0, len(arrays), batch_size):
+        rows = order[start : start + batch_size]
+        stored[rows] = raw_bag(encoder, arrays.batch(rows), device)[0][:, -1].float().cpu().numpy()
     encoder.train(was_training)
     return stored
 

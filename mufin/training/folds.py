@@ -203,7 +203,12 @@ def choose_combination(
     if chosen is None:
         return None, report
     combiner = combiner_of(session, data, folds.titles, bags)
-    return replace(combiner, combination=learn_combination(everything, seed, chosen)), {**report, "kept": True}
+    combination = learn_combination(everything, seed, chosen)
+    strength = session.config.combination.tail_calibration
+    if strength:
+        combination = replace(combination, tail=-strength * float(combination(everything.features).std()))
+        report["tail"] = combination.tail
+    return replace(combiner, combination=combination), {**report, "kept": True}
 
 
 def _worth(figures: dict[str, float]) -> float:

@@ -115,12 +115,33 @@ class TextEncoder(nn.Module):
         self.bottleneck = bottleneck(self.width, network.dimension, network.spectral_norm)
         self.feature_dropout = nn.Dropout(network.feature_dropout)
         self.adapter: nn.Module = nn.Identity()
+        self.fusion: nn.Linear | None = None
+        """An item's mean image vector (D) as a token of the backbone, where images are fused early"""
+        if network.early_fusion:
+            self.fusion = projection(network.dimension, backbone_width(backbone), spectral_norm=False)
 
     def sentence(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> (B, backbone's width): the mean over tokens, unit length beside word vectors."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self._mean({"input_ids": input_ids}, attention_mask)
+
+    def _mean(self, inputs: dict[str, Tensor], attention_mask: Tensor) -> Tensor:
+        hidden = self.backbone(**inputs, attention_mask=attention_mask).last_hidden_state
         mean = masked_mean(hidden, attention_mask.bool())
         return mean if self.words is None else F.normalize(mean, dim=-1)
+
+    def fused(self, input_ids: Tensor, attention_mask: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
+        """(B, T), (B, T), mean image vectors (B, D), (B,) bool -> (B, D) with the images as the title's first token.
+
+        The token is masked where an item has no image, so that a title's own tokens always have the same positions.
+        """
+        assert self.fusion is not None
+        embedded = self.backbone.get_input_embeddings()(input_ids)
+        joined = torch.cat([self.fusion(image)[:, None].to(embedded.dtype), embedded], dim=1)
+        mask = torch.cat([has_image[:, None].to(attention_mask.dtype), attention_mask], dim=1)
+        features = self._mean({"inputs_embeds": joined}, mask)
+        if self.words is not None:
+            features = torch.cat([features, self.words(input_ids, attention_mask)], dim=-1)
+        return self.encode_features(features)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> (B, width): what a frozen encoder may keep on disk."""

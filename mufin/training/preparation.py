@@ -113,9 +113,11 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
         _freeze(backbone, encoder.trainable_layers)
         backbones.append(backbone)
     longest = getattr(backbones[0].config, "max_position_embeddings", None)
-    if longest is not None and longest < config.inputs.max_title_tokens:
+    tokens = config.inputs.max_title_tokens + config.network.early_fusion
+    if longest is not None and longest < tokens:
+        beside = " beside the images' one (network.early_fusion)" if config.network.early_fusion else ""
         raise ConfigError(
-            f"inputs.max_title_tokens is {config.inputs.max_title_tokens}, the title encoder takes {longest}"
+            f"inputs.max_title_tokens is {config.inputs.max_title_tokens}{beside}, the title encoder takes {longest}"
         )
     return build_network(
         backbones[0], backbones[1], config.network, labels, image_mean=config.inputs.image_mean,

@@ -19,6 +19,7 @@ from mufin.training.config import TrainConfig
 from mufin.training.disk import allocate
 from mufin.training.encode import (
     image_vectors,
+    store_fused_titles,
     store_images,
     store_titles,
     title_vectors,
@@ -44,15 +45,18 @@ def with_stored_features(session: Session, data: TrainingData, cache: Path) -> T
     def titles(title: Tensor, mask: Tensor) -> Tensor:
         return title_vectors(encoder, title_stage, title, mask)
 
+    def stored_titles(items: ItemArrays, name: str) -> FloatArray:
+        if encoder.text.fusion is not None:
+            return store_fused_titles(encoder, items, dimension, size, device, cache / name)
+        return store_titles(encoder, items, dimension, size, device, cache / name, titles)
+
     images = store_images(
         encoder, data.products, dimension, size, device, cache / "image-vectors.npy",
         lambda image: image_vectors(encoder, image_stage, image),
     )  # fmt: skip
-    own = store_titles(encoder, data.products, dimension, size, device, cache / "product-vectors.npy", titles)
-    products = labels = data.products.with_vectors(own, images)
+    products = labels = data.products.with_vectors(stored_titles(data.products, "product-vectors.npy"), images)
     if data.labels is not data.products:
-        own = store_titles(encoder, data.labels, dimension, size, device, cache / "label-vectors.npy", titles)
-        labels = data.labels.with_vectors(own, images)
+        labels = data.labels.with_vectors(stored_titles(data.labels, "label-vectors.npy"), images)
     encoder.text.adapter, encoder.image.adapter = adapters
     return replace(data, products=products, labels=labels)
 

@@ -23,6 +23,7 @@ from mufin.catalogue import Catalogue, read_catalogue
 from mufin.metrics import RowScores, score_rows
 from mufin.relevance import Relevance
 from mufin.training import item_arrays
+from mufin.training.config import CombinationConfig
 from mufin.training.config_reading import build_config
 from mufin.training.descriptor import Descriptor
 from mufin.training.model import TextEncoder
@@ -129,13 +130,30 @@ def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
     assert not any("image" in row or "title" in row for variant in variants(False) for _, row in variant.rows)
     recipe, with_options = build_config("frozen", ["text.name=some/encoder"]), variants(False, options=True)
     for variant in [*variants(True), *with_options]:
-        build_config("frozen", ["text.name=some/encoder", *variant.changes])
+        build_config("frozen", ["text.name=some/encoder", "combination.folds=3", *variant.changes])
     added = with_options[len(variants(False)) :]
-    assert len(added) == len(bench.accuracy.OPTIONS) and len({row for own in added for _, row in own.rows}) == 2 * len(
-        added
-    )
-    for own in added:  # each is something else than the recipe, which has no combination by default either
+    networks, whole = len(bench.accuracy.OPTIONS), len(bench.accuracy.FULL_OPTIONS)
+    assert len(added) == networks + whole
+    assert len({row for own in added for _, row in own.rows}) == 2 * networks + whole
+    for own in added[:networks]:  # each is something else than the preset, which has no combination by default either
         assert build_config("frozen", ["text.name=some/encoder", *own.changes]) != recipe
+    for own in added[networks:]:
+        assert build_config("frozen", ["text.name=some/encoder", "combination.folds=3", *own.changes]).combination != (
+            CombinationConfig(3)
+        )
+
+
+def test_early_fusion_is_a_row_where_title_encoders_are_trained_and_there_are_pictures() -> None:
+    """Nowhere else: a frozen encoder cannot have it, and titles alone have nothing to fuse."""
+
+    def fused(pictured: bool, fine_tuned: bool) -> list[tuple[str, ...]]:
+        found = variants(pictured, options=True, fine_tuned=fine_tuned)
+        return [own.changes for own in found if any("early fusion" in row for _, row in own.rows)]
+
+    assert [fused(*own) for own in ((False, False), (False, True), (True, False))] == [[], [], []]
+    (changes,) = fused(True, True)
+    trained = build_config("frozen", ["text.name=some/encoder", "text.trainable_layers=6", *changes])
+    assert trained.network.early_fusion
 
 
 def own_threads(_: int) -> tuple[int, str | None]:
@@ -160,7 +178,7 @@ def test_side_by_side_the_figures_are_the_same(
 ) -> None:
     """Of every part and row; and no two processes write one folder of features."""
     monkeypatch.setattr(bench.accuracy, "FULL", "popularity")  # the baselines alone: nothing is trained
-    monkeypatch.setattr(bench.accuracy, "variants", lambda pictured, options: [])
+    monkeypatch.setattr(bench.accuracy, "variants", lambda pictured, options, fine_tuned: [])
     monkeypatch.setattr(bench.accuracy, "FOLDED", {"tiny": folds})
     how = Bench(tmp_path / "features", None, None, (), tmp_path / "figures")
     with side_by_side(2) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +117,10 @@ def network(hidden: int) -> Combination:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("hidden", [0, 4])
-def test_scores_are_a_perceptron_of_standardised_features(hidden: int, tmp_path: Path) -> None:
-    """Against loops, and the same after a file."""
-    combination, matrix = network(hidden), features()
+@pytest.mark.parametrize(("hidden", "tail"), [(0, 0.0), (4, 0.0), (4, -0.25)])
+def test_scores_are_a_perceptron_of_standardised_features(hidden: int, tail: float, tmp_path: Path) -> None:
+    """Against loops, and the same after a file, with and without a part for rare labels."""
+    combination, matrix = replace(network(hidden), tail=tail), features()
     expected = []
     for row in matrix:
         x = [(v - m) / s for v, m, s in zip(row, combination.mean, combination.spread, strict=True)]
@@ -128,9 +129,12 @@ def test_scores_are_a_perceptron_of_standardised_features(hidden: int, tmp_path:
                 max(0.0, sum(v * w for v, w in zip(x, combination.hidden_weight[:, unit], strict=True)) + b)
                 for unit, b in enumerate(combination.hidden_bias)
             ]
-        expected.append(sum(v * w for v, w in zip(x, combination.output_weight, strict=True)) + 0.5)
+        score = sum(v * w for v, w in zip(x, combination.output_weight, strict=True)) + 0.5
+        expected.append(score + tail * row[FEATURES.index("log_frequency")])
     np.testing.assert_allclose(combination(matrix), expected, rtol=1e-4)
     write_combination(tmp_path / "c.npz", combination)
+    with np.load(tmp_path / "c.npz") as arrays:
+        assert ("tail" in arrays) == bool(tail)
     np.testing.assert_array_equal(read_combination(tmp_path / "c.npz")(matrix), combination(matrix))
 
 

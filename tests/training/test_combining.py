@@ -28,6 +28,7 @@ from mufin.training.config import CombinationConfig
 from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.training.test_recipe import tiny_config
 
@@ -270,6 +271,31 @@ def test_a_killed_run_goes_on_behind_its_finished_folds(
     assert trained == [str(before)]
     for name in ("evidence.npz", "combination.npz", "model.safetensors"):
         assert (tmp_path / "run" / "model" / name).read_bytes() == (finished / "model" / name).read_bytes()
+
+
+def test_tail_calibration_takes_from_labels_by_their_training_products(
+    catalogue_folder: Path, finished: Path, tmp_path: Path
+) -> None:
+    """The same combination otherwise; what is recommended first is rarer."""
+    catalogue = read_catalogue(catalogue_folder)
+    config = tiny_config(FOLDED, "combination.tail_calibration=2")
+    metrics = train(catalogue, config, tmp_path / "run", Reporter(quiet=True))
+    plain, run = load_run(finished), load_run(tmp_path / "run")
+    assert plain.combination is not None and run.combination is not None and plain.combination.tail == 0
+    assert run.combination.tail == pytest.approx(metrics["combination"]["tail"]) and run.combination.tail < 0
+    features = np.random.default_rng(0).normal(size=(50, len(FEATURES))).astype(np.float32)
+    frequency = features[:, FEATURES.index("log_frequency")]
+    expected = replace(run.combination, tail=0.0)(features) + np.float32(run.combination.tail) * frequency
+    np.testing.assert_allclose(run.combination(features), expected, rtol=1e-5)
+    firsts = [rank_split(folder, catalogue, "valid").rows["full"][:, 0] for folder in (finished, tmp_path / "run")]
+    common = catalogue.splits["train"].relevance.label_frequency()
+    assert common[firsts[1]].mean() < common[firsts[0]].mean()
+
+
+def test_tail_calibration_needs_a_combination() -> None:
+    """Named with both values."""
+    with pytest.raises(ConfigError, match=r"tail_calibration is 0\.1 and folds 0"):
+        CombinationConfig(tail_calibration=0.1)
 
 
 def test_too_many_training_products_are_refused(
