@@ -37,6 +37,7 @@ from bench.accuracy_parts import SCORED, Part, average, concatenated, parts_of, 
 from bench.plain_baselines import FIGURES, choose, encoded_titles, problem
 from mufin.catalogue import Catalogue, forbidden_pairs, read_catalogue
 from mufin.datasets.shop import build_shop
+from mufin.inputs import Int64Array
 from mufin.metrics import RowScores, remove_from_relevance, score_rows
 from mufin.significance import Bootstrap, compare, intervals
 from mufin.training.auto import installed_sentence_encoder, recommend
@@ -139,10 +140,12 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             run = Path(scratch) / "run"
             train(own, config, run, Reporter(quiet=True), shared=self.shared)
+            ranked: dict[bool, dict[str, Int64Array]] = {}
             for ranking, row in variant.rows:
                 name, combine = ("full", False) if ranking == "fusion" else (ranking, True)
-                found = rank_split(run, own, SCORED, combine=combine, shared=self.shared)
-                yield row, score_rows(found.rows[name], _right(own))
+                if combine not in ranked:
+                    ranked[combine] = rank_split(run, own, SCORED, combine=combine, shared=self.shared).rows
+                yield row, score_rows(ranked[combine][name], _right(own))
         print(f"  {variant.rows[0][1]}, seed {config.seed}: {time.monotonic() - began:.0f} s", flush=True)
 
     def baseline_rows(self, name: str, part: Part) -> Rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -194,6 +195,17 @@ class Lists:
     starts: Int64Array
     """(n + 1,): product i owns ``starts[i]:starts[i + 1]``"""
 
+    @cached_property
+    def standardised(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Mean and standard deviation (F,) of every feature, 1 for one that never changes, and features by them (C, F).
+
+        Kept, as every perceptron that learns from these lists asks for it.
+        """
+        mean = self.features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        spread = self.features.std(axis=0, dtype=np.float64).astype(np.float32)
+        spread = np.where(spread > 1e-6, spread, np.float32(1))
+        return mean, spread, (self.features - mean) / spread
+
     @classmethod
     def of(cls, found: CombinedCandidates, relevance: Relevance) -> Lists:
         """From candidates and what is relevant to their products; products without a relevant candidate teach nothing."""
@@ -261,10 +273,8 @@ def learn_perceptron(lists: Lists, hidden: int, decay: float, seed: int) -> Comb
     ``hidden`` units; 0: linear. ``decay``: AdamW's, of weights and biases. Deterministic for a seed on one machine.
     """
     random = np.random.default_rng(seed)
-    mean = lists.features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = lists.features.std(axis=0, dtype=np.float64).astype(np.float32)
-    spread = np.where(spread > 1e-6, spread, np.float32(1))
-    features = torch.from_numpy((lists.features - mean) / spread)
+    mean, spread, standardised = lists.standardised
+    features = torch.from_numpy(standardised)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = _network(features.shape[1], hidden)

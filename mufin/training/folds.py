@@ -18,13 +18,14 @@ import numpy as np
 from mufin.catalogue import Catalogue, Split, without_labels
 from mufin.errors import ConfigError
 from mufin.evidence import MOST_PRODUCTS
-from mufin.inputs import Int64Array, normalise_title
+from mufin.inputs import FloatArray, Int64Array, normalise_title
 from mufin.relevance import Relevance
 from mufin.title_words import SparseRows, TitleWords, fit_title_words
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import (
     CombinedCandidates,
     Combiner,
+    Kind,
     Lists,
     combined_candidates,
     fused_scores,
@@ -191,12 +192,14 @@ def choose_combination(
     fusion = everything.precision(fused_scores(everything.features, fusion_weight))
     report["out_of_fold"] = {"fusion": fusion}
     best, chosen = _worth(fusion), None
-    for kind in kinds(len(everything)):
-        learned = [
-            learn_combination(Lists.joined([*taught[:fold], *taught[fold + 1 :]]), seed, kind)(own.features)
-            for fold, own in enumerate(taught)
-        ]
-        figures = everything.precision(np.concatenate(learned))
+    tried = kinds(len(everything))
+    learned: dict[Kind, list[FloatArray]] = {kind: [] for kind in tried}
+    for fold, own in enumerate(taught):
+        others = Lists.joined([*taught[:fold], *taught[fold + 1 :]])
+        for kind in tried:
+            learned[kind].append(learn_combination(others, seed, kind)(own.features))
+    for kind in tried:
+        figures = everything.precision(np.concatenate(learned[kind]))
         report["out_of_fold"][kind.name] = figures
         if _worth(figures) > best:
             best, chosen, report["kind"] = _worth(figures), kind, kind.name

@@ -37,7 +37,7 @@ def fit_title_ridge(
     solved = torch.linalg.cholesky(torch.from_numpy(kernel))
     del kernel  # 1.6 GB of the largest catalogue, as each of the two here
     if inverted:
-        solved = torch.cholesky_inverse(solved)
+        solved = torch.cholesky_inverse(solved).T  # symmetric, and LAPACK's order: SciPy would copy it for every block
     targets = scipy.sparse.csc_matrix(
         (np.ones(len(relevance.indices), dtype=np.float32), relevance.indices, relevance.indptr), shape=(labels, count)
     )  # CSR of (N, L), read as CSC of (L, N)
@@ -48,13 +48,19 @@ def fit_title_ridge(
     for start in range(0, labels, _LABELS_AT_ONCE):
         block = slice(start, start + _LABELS_AT_ONCE)
         if inverted:
-            dual = 0.5 * np.asarray(columns[block] @ solved.numpy(), dtype=np.float32).T
+            dual = _transposed(0.5 * np.asarray(columns[block] @ solved.numpy(), dtype=np.float32))
         else:
             wanted = torch.from_numpy(columns[block].toarray().T.copy())
-            dual = 0.5 * torch.cholesky_solve(wanted, solved).numpy()
+            dual = (0.5 * torch.cholesky_solve(wanted, solved)).contiguous().numpy()
         dense[block] = dual.T @ sentences
-        kept.append(label_weights(np.asarray(transposed @ dual).T))
+        kept.append(label_weights(_transposed(np.asarray(transposed @ dual))))
     return TitleRidge(_joined(kept), dense, vocabulary)
+
+
+def _transposed(matrix: FloatArray) -> FloatArray:
+    """Row by row in memory, as those want it who read it: torch copies by tiles, NumPy element by element."""
+    found: FloatArray = torch.from_numpy(matrix).T.contiguous().numpy()
+    return found
 
 
 def _joined(parts: list[SparseRows]) -> SparseRows:

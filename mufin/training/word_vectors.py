@@ -125,9 +125,9 @@ def _right_singular_vectors(
     """(V, count), the leading ones first, by subspace iteration from a random start (Halko et al. 2011)."""
     width = min(count + _OVERSAMPLING, *matrix.shape)
     transposed = scipy.sparse.csr_matrix(matrix.T)
-    space = np.asarray(matrix @ random.standard_normal((matrix.shape[1], width)).astype(np.float32))
+    space = _orthonormal(np.asarray(matrix @ random.standard_normal((matrix.shape[1], width)).astype(np.float32)))
     for _ in range(_POWER_STEPS):
-        space = _orthonormal(np.asarray(matrix @ _orthonormal(np.asarray(transposed @ _orthonormal(space)))))
+        space = _orthonormal(np.asarray(matrix @ _orthonormal(np.asarray(transposed @ space))))
     projected = np.asarray(transposed @ space)
     strengths, rotation = np.linalg.eigh((projected.T @ projected).astype(np.float64))
     leading = np.argsort(-strengths)[:count]
