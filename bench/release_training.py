@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from mufin.catalogue import read_catalogue
+from mufin.errors import ConfigError
 from mufin.training.config import TrainConfig
 from mufin.training.config_reading import build_config
 from mufin.training.progress import Reporter
@@ -45,7 +46,12 @@ SIZES = {
 
 
 def write_catalogue(folder: Path, products: int, side: int) -> None:
-    """``products`` training products that are each other's labels in pairs, and as many as needed to validate."""
+    """``products`` training products that are each other's labels in pairs, and as many as needed to validate.
+
+    Raises ConfigError for an odd number of them.
+    """
+    if products % 2:
+        raise ConfigError(f"--products is {products}: products are each other's labels in pairs, name an even number")
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     count = products + max(4, products // 50) // 2 * 2

@@ -1,7 +1,7 @@
 """Label embeddings to labels.faiss, label_vectors.npy and head_labels.npy.
 
 Knows neither the network nor the records. Exact search for small L; beyond it the cheapest kind of index whose recall
-against exact search, measured, reaches the target (performance.md, label search).
+against exact search, measured, reaches the target (docs/performance.md, Label search).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class IndexSettings:
     target_recall: float = 0.95
     """Least share of the exact shortlist that an approximate index must find."""
     head_frequency: int = 1_000
-    """Labels with at least so many training products are searched exactly (mufin.md Q4)."""
+    """Labels with at least so many training products are searched exactly (docs/network.md)."""
     kinds: tuple[str, ...] = tuple(APPROXIMATE_KINDS)
     """Approximate kinds to choose from; one: that one."""
     max_bytes_a_label: int = 2_048

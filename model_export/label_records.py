@@ -1,7 +1,7 @@
 """What reranking needs of each label, cross attention folded into it.
 
 Knows no encoder, no ONNX and no index. The projections of cross attention are folded into the records, so that no matrix
-product per label is left for serving (performance.md, reranking).
+product per label is left for serving (docs/performance.md, Reranking).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows no bundle. The folder is laid out as ``python -m mufin.training.official --check`` reads it: config.json and
 module4.safetensors (or .pt, .pth, .pkl, .bin). The shortlist score is the cosine of module 4's own encoder, as in a
-run (mufin.md section 11.2); module 1 is not read.
+run (docs/network.md); module 1 is not read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mufin.training.tokenizer import load_named_tokenizer
 from mufin.training.workers import Workers
 
 DEFAULT_FUSION_WEIGHT = 0.5
-"""The release's middle one (mufin.md section 6), where nothing can be fitted."""
+"""The release's middle one (.1 to .9 are swept), where nothing can be fitted."""
 
 _RANKER = "module4"
 

@@ -1,7 +1,7 @@
 """The trained encoders as three ONNX graphs: batch and length dynamic, pixels uint8, everything else inside.
 
 Knows neither labels nor the bundle's other files. The legacy exporter's graphs are the faster ones
-(performance.md, title encoder).
+(docs/performance.md, Encoders).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _BagGraph(nn.Module):
 
 
 def fold_spectral_norm(model: Mufin) -> Mufin:
-    """A copy in eval mode whose weights are divided by their spectral norms once and for all (mufin.md section 2)."""
+    """A copy in eval mode whose weights are divided by their spectral norms once and for all (docs/network.md, Encoders)."""
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(folded.modules()):
         for name, child in parent.named_children():

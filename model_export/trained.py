@@ -62,7 +62,7 @@ def trained_from(run: Run, origin: Mapping[str, Any]) -> Trained:
     """The same with its spectral norms folded. The classifiers, L x D numbers, are shared with it, not copied.
 
     Raises ConfigError for several heads merged as the release does: that mixes an item's slots with the padding of its
-    batch (mufin.md Q1), so an item would have another embedding in other company.
+    batch (docs/network.md), so an item would have another embedding in other company.
     """
     model, network = run.model, run.config.network
     if network.legacy_heads and network.attention_heads > 1:

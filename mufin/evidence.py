@@ -21,7 +21,7 @@ MOST_PRODUCTS = 100_000
 """Training products at the most: a request is compared with every one, some 3 ms at so many (docs/experiments.md)."""
 CANDIDATES = 50
 NEAR, WIDE = (10, 20.0), (100, 10.0)
-"""(neighbours, sharpness): a neighbour of cosine c votes exp(sharpness * (c - best)) for its labels. accuracy.md: soft
+"""(neighbours, sharpness): a neighbour of cosine c votes exp(sharpness * (c - best)) for its labels. Soft
 weights over many neighbours; the near ones beside them, as the combination may weigh both."""
 
 

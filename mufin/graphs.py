@@ -1,7 +1,7 @@
 """The bundle's ONNX graphs as functions on arrays.
 
 Knows neither labels nor scores. One session a graph, shared by all threads; spinning is off, so that idle
-threads leave the cores to others (serving.md).
+threads leave the cores to others (docs/operations.md, Threads).
 """
 
 from __future__ import annotations

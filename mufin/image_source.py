@@ -1,7 +1,7 @@
 """The bytes of a catalogue's images: files of its folder, parts of packed files, or URLs fetched once and kept.
 
 Knows no pixels and no requests of strangers: a catalogue's owner is trusted, so addresses are not vetted here
-(the service's fetching is another matter, serving.md).
+(the service's fetching is another matter, docs/security.md).
 """
 
 from __future__ import annotations

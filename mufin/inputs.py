@@ -1,7 +1,7 @@
 """Titles and image bytes to arrays, the one way for training and serving alike.
 
 Knows no catalogue, no model and no network; whoever has a string or bytes gets arrays.
-Source of the preprocessing: mufin.md sections 1 and 11.8.
+Source of the preprocessing: the authors' release (docs/network.md, Inputs).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an encoded picture may be before it is decoded (serving.md, fetching 7)."""
+    """What an encoded picture may be before it is decoded (docs/security.md)."""
 
     max_pixels: int = 25_000_000
     min_side_pixels: int = 3
@@ -213,7 +213,7 @@ def _fit(image: Image.Image, side_pixels: int) -> Uint8Array:
 def layout_bags(image_counts: Sequence[int], has_title: Sequence[bool]) -> tuple[int, BoolArray]:
     """Bag layout of a batch: images first (padded to the batch's most), the title last.
 
-    Returns the slots S and the mask (B, S) bool. Source: mufin.md section 3.
+    Returns the slots S and the mask (B, S) bool. Source: docs/network.md.
     """
     if len(image_counts) != len(has_title):
         raise ValueError(f"{len(image_counts)} image counts, {len(has_title)} titles")

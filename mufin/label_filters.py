@@ -1,6 +1,6 @@
 """Which labels may be recommended: filters.npz over their metadata, excluded.npz by product.
 
-Know neither scores nor the manifest. Filter semantics (serving.md): AND over keys, OR over values, a
+Know neither scores nor the manifest. Filter semantics (docs/bundle.md, Filtering): AND over keys, OR over values, a
 list-valued field matches any element, numbers take {"gte", "lte"}.
 """
 

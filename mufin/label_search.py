@@ -185,7 +185,7 @@ class LabelSearch:
     def _with_head(
         self, queries: FloatArray, found: Int64Array, wanted: int, allowed: _Allowed
     ) -> tuple[Int64Array, FloatArray]:
-        """What the index found, scored and in order, its opinion of head labels replaced by comparison (mufin.md Q4)."""
+        """What the index found, scored and in order, its opinion of head labels replaced by comparison (docs/network.md)."""
         mask = None if allowed.mask is None else allowed.mask[self._head]
         head = self._head if mask is None else self._head[mask]
         if len(head) == 0:

@@ -131,7 +131,7 @@ class BundleSizes:
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """How far the bundle may lie from the network in torch (architecture.md); the last three where an encoder is int8."""
+    """How far the bundle may lie from the network in torch (docs/bundle.md, Verification); the last three where an encoder is int8."""
 
     encoder_difference: float = 1e-4
     """Largest absolute difference of title, image, bag and embedding vectors and of shortlist scores."""

@@ -59,7 +59,7 @@ __all__ = [
 
 
 class LabelStore(Protocol):
-    """Where labels come from; the predictor's one boundary (architecture.md). Implementations are thread-safe."""
+    """Where labels come from; the predictor's one boundary (docs/architecture.md). Implementations are thread-safe."""
 
     size: int
     """L"""
@@ -109,7 +109,7 @@ class LabelStore(Protocol):
         """Metadata keys that ``allowed_by`` takes."""
 
     def allowed_by(self, filters: Mapping[str, Any]) -> BoolArray:
-        """(L,) bool: labels that a filter on metadata lets through (semantics: serving.md).
+        """(L,) bool: labels that a filter on metadata lets through (docs/bundle.md, Filtering).
 
         Raises InputError for a key no label has.
         """

@@ -1,7 +1,7 @@
 """Cross attention, classifier score, fusion and top-k on plain arrays.
 
-Knows no torch, no files and no labels' names: the arithmetic of mufin.md sections 4 and 5 with the
-projections folded as performance.md describes (one layer, one head):
+Knows no torch, no files and no labels' names: the arithmetic of docs/network.md with the
+projections folded, of one layer and one head:
 
     q_i . k_j = ((W_q x_i + b_q) W_k) . l_j + const(i)        -> folded into the product's query
     W_o W_v l_j + W_o b_v + b_o                               -> folded into the label's stored values
@@ -115,7 +115,7 @@ class CrossAttention:
     heads: int = 1
     """H; with more than one, ``query_matrix`` is (H, D, D), ``query_bias`` (H, D), and the last two are there."""
     legacy_heads: bool = False
-    """Merge heads as the public code does, without the permute (mufin.md Q1). Means something for H > 1 only."""
+    """Merge heads as the public code does, without the permute (docs/network.md). Means something for H > 1 only."""
     output_matrix: FloatArray | None = None
     """(D, D): W_o transposed; None with one head, whose values hold it"""
     output_bias: FloatArray | None = None

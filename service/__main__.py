@@ -1,7 +1,7 @@
 """mufin-serve: settings from environment and flags, the server around the app, signals to a clean end.
 
 Knows no requests. uvicorn alone would close its listener on SIGTERM; in Kubernetes requests go on arriving for
-some seconds then, so this server goes on accepting while it drains (serving.md, Defaults).
+some seconds then, so this server goes on accepting while it drains (docs/operations.md, The end).
 """
 
 from __future__ import annotations

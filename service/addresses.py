@@ -1,7 +1,7 @@
 """Which network addresses are public: our own table, because ``ipaddress.is_global`` is not enough.
 
 Knows no names, no sockets and no settings. On Python 3.11 ``is_global`` passes 64:ff9b::7f00:1,
-2002:7f00:1::, ::127.0.0.1 and multicast (serving.md, fetching 3). Sources: IANA special-purpose registries,
+2002:7f00:1::, ::127.0.0.1 and multicast (docs/security.md, URLs). Sources: IANA special-purpose registries,
 RFC 6890, 4291, 3056 (6to4), 4380 (Teredo), 5214 (ISATAP), 6052 (NAT64).
 """
 

@@ -1,6 +1,6 @@
 """Ranked labels to the answer that goes over the wire.
 
-Knows no queue and no network; plain values out, ready for orjson (performance.md, HTTP).
+Knows no queue and no network; plain values out, ready for orjson (docs/api.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows no models: a stage is a name, a function from many items to as many results, and a batch size.
 A lone item never waits for company: a batch is what waits at the moment a worker is free.
-Source: text-embeddings-inference queue.rs; style.md 14.
+Source: text-embeddings-inference queue.rs.
 """
 
 from __future__ import annotations

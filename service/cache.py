@@ -1,6 +1,6 @@
 """Embeddings and URL facts by content: the Cache protocol, the in-process cache, single flight, keys.
 
-Knows neither what the bytes mean nor who asks. Source: serving.md, Cache.
+Knows neither what the bytes mean nor who asks. How it behaves: docs/operations.md, Cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Opens connections for picture fetching and judges the address that is actually dialled.
 
 Knows no URLs and no HTTP beyond "a head comes before its body": network backends for httpcore. Judging here, at the
-socket, closes redirects and DNS answers that change between the check and the connection (serving.md, fetching 3).
+socket, closes redirects and DNS answers that change between the check and the connection (docs/security.md).
 """
 
 from __future__ import annotations

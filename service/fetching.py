@@ -1,4 +1,4 @@
-"""A picture's URL to its bytes, safely: the nine points of serving.md, "Fetching an image safely".
+"""A picture's URL to its bytes, safely: docs/security.md, "Pictures and their fetching".
 
 Knows no cache, no decoding and no request; answers bytes or a PictureError with a coarse code.
 """

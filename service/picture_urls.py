@@ -1,7 +1,7 @@
 """Which URLs a picture may be fetched from, judged by their text alone.
 
 Resolves no name and opens no connection: the address that is dialled is judged in ``dialling``.
-Source: serving.md, fetching 1 and 2.
+What is refused: docs/security.md, URLs.
 """
 
 from __future__ import annotations

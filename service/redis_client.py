@@ -21,7 +21,7 @@ from service.tracing import span
 
 Out = TypeVar("Out")
 
-# serving.md, Cache: after 3 failures in a row Redis is left alone for 30 s.
+# After 3 failures in a row Redis is left alone for 30 s.
 FAILURES, REST_SECONDS = 3, 30.0
 
 # Made once: each connection would else look up the version in files, on the event loop.

@@ -105,6 +105,18 @@ def test_every_document_is_reachable_from_the_index() -> None:
     assert documents - linked - {"docs/README.md"} == set()
 
 
+def test_documents_that_the_code_names_are_here() -> None:
+    """A source that a docstring gives can be read: by its path from the root, or in docs/. Capitals are others' files."""
+    missing = [
+        f"{name}: {document}"
+        for name, text in texts().items()
+        if name.startswith(("mufin/", "service/", "model_export/", "bench/", "tools/")) and name.endswith(".py")
+        for document in set(re.findall(r"(?<![\w/])[a-z][\w/.-]*\.md\b", text))
+        if not (ROOT / document).exists() and not (ROOT / "docs" / document).exists()
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("name", sorted(PROJECT["project"]["scripts"]))
 def test_console_script_can_be_called(name: str) -> None:
     """What pyproject promises is there: a module and a function in it."""

@@ -1,6 +1,6 @@
 """The files of an extreme-classification folder: texts, label matrices, filters.
 
-Knows no catalogue. Formats: the extreme classification repository's README, mufin.md section 10.
+Knows no catalogue. Formats: the extreme classification repository's README, and the authors' release.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Everything that can be set about training, one documented field per knob.
 
-Knows no files and no torch. Defaults are the release's for MM-AmazonTitles-300K (mufin.md section 6 and 9);
+Knows no files and no torch. Defaults are the release's for MM-AmazonTitles-300K (its newest configuration);
 ``presets.py`` holds named changes to them, ``config_reading.py`` reads them. Contradictions are refused at construction.
 """
 
@@ -62,14 +62,14 @@ class NetworkConfig:
     spectral_norm: bool = True
     """Divide every added projection by its largest singular value, as the release does."""
     legacy_heads: bool = False
-    """Reproduce the release's reshape without permute for H > 1 (mufin.md Q1)."""
+    """Reproduce the release's reshape without permute for H > 1 (docs/network.md)."""
     self_attention: bool = True
     """False: bags are averaged as they come (ablation)."""
     cross_attention: bool = True
     """False: the pooled product meets the classifiers directly (ablation; the release's MufinOva)."""
     early_fusion: bool = False
-    """True: the title encoder reads the mean of an item's image vectors as its first token (after ViXML, mufin.md section
-    12), the images stay in the bag, too. For comparison in training: such a network is not exported."""
+    """True: the title encoder reads the mean of an item's image vectors as its first token, as ViXML does with each of
+    them; the images stay in the bag, too. For comparison in training: such a network is not exported."""
 
     def __post_init__(self) -> None:
         require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")

@@ -1,6 +1,6 @@
 """Batches of items through the encoder: with gradients one batch, without them a whole set.
 
-Knows no loss and no schedule. Bag order: images first (padded to the most), the title last (mufin.md section 3).
+Knows no loss and no schedule. Bag order: images first (padded to the most), the title last (docs/network.md).
 """
 
 from __future__ import annotations

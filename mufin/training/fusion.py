@@ -1,6 +1,6 @@
 """The fusion weight, chosen on the validation split alone.
 
-Knows no network: scored candidates and relevance in, numbers out. Source: mufin.md section 11.5.
+Knows no network: scored candidates and relevance in, numbers out. docs/network.md tells how the release fuses.
 """
 
 from __future__ import annotations

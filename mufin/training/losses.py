@@ -1,6 +1,6 @@
 """Loss functions of MUFIN, pure: scores and relevance in, one number out.
 
-Know no network and no sampling. Source: mufin.md section 6.
+Know no network and no sampling. Source: the authors' release (docs/network.md, Losses).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a step trains on: balanced clusters of products, drawn positives, drawn shortlist negatives.
 
 Knows no network and no loss. Every draw is a function of its arguments and the generator handed in.
-Source: mufin.md section 6 (NGAME-style batches, module 4 sampling) with decisions Q5.
+Source: the authors' release (batches as of NGAME, module 4's sampling), with the differences of docs/network.md.
 """
 
 from __future__ import annotations

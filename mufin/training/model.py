@@ -1,7 +1,7 @@
 """The whole network: encoders, bag self-attention, cross-attention, label classifiers.
 
 Knows no files, no catalogue and no optimiser; blocks receive built parts or numbers.
-Source: mufin.md sections 2 to 5 (the authors' release), with the decisions of its section 11.
+Source: the authors' release, as docs/network.md describes it and differs from it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def from_config(config: Any) -> PreTrainedModel:
 
 
 def _without_pooler(model_type: str) -> dict[str, bool]:
-    """The pooling layer of these models is no part of MUFIN (mufin.md section 7)."""
+    """The pooling layer of these models is no part of MUFIN (docs/network.md)."""
     return {"add_pooling_layer": False} if model_type in ("vit", "bert", "deit", "roberta") else {}
 
 
@@ -168,7 +168,7 @@ class ImageEncoder(nn.Module):
         self.mean, self.std = mean, std
         self.bottleneck = bottleneck(backbone_width(backbone), network.dimension, network.spectral_norm)
         self.adapter: nn.Module = nn.Identity()
-        # ViT keeps its positional grid and interpolates it to the image (mufin.md section 1).
+        # ViT keeps its positional grid and interpolates it to the image (docs/network.md, Inputs).
         self.interpolates = hasattr(backbone.config, "patch_size") and backbone.config.model_type in ("vit", "deit")
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class BagAttention(nn.Module):
         return vectors.reshape(*lead, slots, self.heads, dimension // self.heads).transpose(-2, -3)
 
     def _merge(self, heads: Tensor) -> Tensor:
-        """(..., H, S, e) -> (..., S, D); ``legacy_heads`` leaves the permute out (mufin.md Q1)."""
+        """(..., H, S, e) -> (..., S, D); ``legacy_heads`` leaves the permute out, as the release does."""
         *lead, count, slots, width = heads.shape
         merged = heads if self.legacy_heads else heads.transpose(-2, -3)
         return merged.reshape(*lead, slots, count * width)

@@ -1,6 +1,6 @@
 """Checkpoints of the authors' release, read into our network; and the proof that both compute the same.
 
-Knows the release's key names (mufin.md section 7) and nothing of catalogues.
+Knows the release's key names (its modules' state dicts) and nothing of catalogues.
 
     python -m mufin.training.official --check FOLDER
 

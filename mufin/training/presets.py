@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sparse_classifiers": True,
     },
 }
-"""Named starting points; ``frozen`` needs ``text.name``; ``paper-300k`` is the release with mufin.md section 11's decisions."""
+"""Named starting points; ``frozen`` needs ``text.name``; ``paper-300k`` is the release with the differences of docs/network.md."""
 
 
 def copy_of(values: dict[str, Any]) -> dict[str, Any]:

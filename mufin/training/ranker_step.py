@@ -1,6 +1,6 @@
 """One step of module 4: drawn candidates, cross-attention, classifiers, the pair loss; and who learns how fast.
 
-Knows no schedule. Source: mufin.md section 6, M4.
+Knows no schedule. Source: the authors' release, module 4 (docs/training.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The paper's four modules as functions, called in order by ``train``.
 
 Knows no files but the run folder's; what a module is made of stands in model, losses, mining, shortlist.
-Source: mufin.md section 6, with the decisions of section 11.
+Source: the authors' release, with the differences of docs/network.md.
 """
 
 from __future__ import annotations

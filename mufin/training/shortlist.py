@@ -1,6 +1,6 @@
 """Module 2: the nearest labels of every product, for training and for the evaluation of a run.
 
-Knows no network. Exact for small L; HNSW beyond, with head labels searched exactly and merged (mufin.md Q4).
+Knows no network. Exact for small L; HNSW beyond, with head labels searched exactly and merged (docs/network.md).
 """
 
 from __future__ import annotations

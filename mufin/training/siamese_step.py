@@ -1,6 +1,6 @@
 """One step of module 1: drawn labels, embeddings of products and labels, the siamese loss.
 
-Knows no schedule. Source: mufin.md section 6, M1.
+Knows no schedule. Source: the authors' release, module 1 (docs/training.md).
 """
 
 from __future__ import annotations
@@ -85,5 +85,5 @@ def _block(data: TrainingData, rows: Int64Array, labels: Int64Array) -> np.ndarr
 
 
 def _forbidden_block(data: TrainingData, rows: Int64Array, labels: Int64Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Exclude pairs and the product itself are no negatives (accuracy.md); a stated relevant pair stays one."""
+    """Exclude pairs and the product itself are no negatives; a stated relevant pair stays one."""
     return relevance_block(data.forbidden, data.train_rows[rows], labels) & ~_block(data, rows, labels)

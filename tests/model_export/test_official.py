@@ -115,7 +115,7 @@ def test_every_score_of_the_bundle_is_the_authors_networks(bundle: Path, checkpo
     """Bag, embedding, shortlist cosine, classifier and fused score, from picture files on, within 1e-4.
 
     The other side is the very function that ``python -m mufin.training.official --check`` holds against the golden
-    vectors of the authors' own classes, fed with module 4 for the shortlist, too (mufin.md section 11.2).
+    vectors of the authors' own classes, fed with module 4 for the shortlist, too (docs/network.md).
     """
     assert all(result.passed for result in check(FIXTURE))
     predictor = open_predictor(bundle)

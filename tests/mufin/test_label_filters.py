@@ -1,4 +1,4 @@
-"""Filters and exclusions against a plain reading of serving.md's semantics."""
+"""Filters and exclusions against a plain reading of docs/bundle.md's semantics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def equal(own: Any, wanted: Any) -> bool:
 
 
 def plainly(fields: dict[str, Any], key: str, wanted: Any) -> bool:
-    """One label, one key, in the words of serving.md."""
+    """One label, one key, in the words of docs/bundle.md."""
     values = fields.get(key, [])
     values = values if isinstance(values, list) else [values]
     if isinstance(wanted, dict):

@@ -1,6 +1,6 @@
 """The release's network once more, as plain float64 numpy on its own key names.
 
-Shares no code with mufin; slow loops over heads and slots on purpose. Source: mufin.md sections 2 to 6.
+Shares no code with mufin; slow loops over heads and slots on purpose. Source: docs/network.md.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def test_presets_are_whole_and_survive_json(preset: str) -> None:
 
 
 def test_the_300k_preset_is_the_release() -> None:
-    """The figures of mufin.md sections 6 and 9 (HEAD)."""
+    """The figures of the release's newest configuration."""
     config = build_config("paper-300k")
     siamese, frozen, fine = config.siamese, config.frozen_ranker, config.ranker
     assert (siamese.epochs, siamese.batch_size, siamese.margin, siamese.hard_negatives) == (300, 1023, 0.3, 10)
