@@ -20,7 +20,8 @@ from model_export.label_index import IndexSettings, build_index, write_index
 from model_export.label_records import fold_attention
 from model_export.onnx_graphs import export_graphs, fold_spectral_norm
 from model_export.quantise import quantise_graph
-from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_attention, write_removed
+from mufin.bundle import TOKENIZER_FILE, BundleWriter, write_removed
+from mufin.cross_attention_file import CROSS_FILE, write_cross_attention
 from mufin.golden import Golden, write_golden
 from mufin.inputs import FloatArray, InputSpec, TitleTokenizer
 from mufin.label_files import write_labels

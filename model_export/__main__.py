@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--catalogue", type=Path, help="catalogue folder, when it is no longer where the run saw it")
     parser.add_argument("--name", help="name of the bundle (default: the catalogue folder's)")
+    _add_choices(parser)
+    parser.add_argument("--no-report", action="store_true", help="no latency measured, no report.html")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
+    return parser
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen about a bundle, and about the machine that makes it."""
     parser.add_argument("--record-type", choices=RECORD_NUMBERS, default="float32", help="of records.bin")
     parser.add_argument("--image-base-url", help="URL put before folder-relative label images in answers")
     parser.add_argument(
@@ -85,9 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", help="where labels are encoded: cpu, cuda (every GPU), cuda:1, ... (default cpu)"
     )
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that encode labels (default 1)")
-    parser.add_argument("--no-report", action="store_true", help="no latency measured, no report.html")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

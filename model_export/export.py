@@ -28,9 +28,10 @@ from model_export.quantise import EncoderChoice, choose_encoders
 from model_export.reporting import write_reports
 from model_export.trained import Trained, item_arrays, trained_run
 from model_export.verify import compute_golden, golden_items, require_parity, tolerances_for, verify_bundle
-from mufin.bundle import CROSS_FILE, TOKENIZER_FILE, BundleWriter, write_cross_attention, write_removed
+from mufin.bundle import TOKENIZER_FILE, BundleWriter, write_removed
 from mufin.catalogue import Catalogue, Item
 from mufin.combination import COMBINATION_FILE, write_combination
+from mufin.cross_attention_file import CROSS_FILE, write_cross_attention
 from mufin.errors import ConfigError
 from mufin.evidence_file import EVIDENCE_FILE, write_evidence
 from mufin.golden import Parity, write_golden

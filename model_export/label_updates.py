@@ -22,7 +22,6 @@ from model_export.index_update import extend_index
 from model_export.label_index import IndexSettings, build_index, write_index
 from model_export.verify import require_parity, verify_bundle
 from mufin.bundle import (
-    CROSS_FILE,
     GOLDEN_FILE,
     HEAD_FILE,
     INDEX_FILE,
@@ -30,10 +29,10 @@ from mufin.bundle import (
     Bundle,
     BundleWriter,
     open_bundle,
-    read_label_fold,
     write_removed,
 )
 from mufin.catalogue import Item, read_items
+from mufin.cross_attention_file import CROSS_FILE, read_label_fold
 from mufin.errors import BundleError, ConfigError
 from mufin.golden import Parity, read_golden, write_golden
 from mufin.graphs import EncoderGraphs

@@ -19,12 +19,13 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from mufin.combination import COMBINATION_FILE, Combination, read_combination
+from mufin.cross_attention_file import CROSS_FILE, check_cross_attention, read_cross_attention
 from mufin.errors import BundleError, TrainingError
 from mufin.evidence import Evidence
 from mufin.evidence_file import EVIDENCE_FILE, read_evidence
 from mufin.inputs import InputSpec, Int64Array
 from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, LabelFile
-from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, Exclusions, FilterIndex, write_arrays
+from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, Exclusions, FilterIndex
 from mufin.label_records_file import RECORDS_FILE, RecordFile
 from mufin.manifest import (
     ENCODER_FILES,
@@ -37,7 +38,7 @@ from mufin.manifest import (
     hash_file,
     read_manifest,
 )
-from mufin.scoring import CrossAttention, LabelFold, ScoreSpec
+from mufin.scoring import CrossAttention, ScoreSpec
 
 Verify = Literal["full", "structure"]
 
@@ -52,7 +53,6 @@ BAG_GRAPH_FILE = "bag_encoder.onnx"
 INDEX_FILE = "labels.faiss"
 HEAD_FILE = "head_labels.npy"
 VECTORS_FILE = "label_vectors.npy"
-CROSS_FILE = "cross_attention.npz"
 REMOVED_FILE = "removed_labels.npy"
 GOLDEN_FILE = "golden.npz"
 
@@ -170,33 +170,9 @@ def _sidecar(folder: Path) -> bytes:
     return canonical_json({name: hash_file(folder / name) for name in names})
 
 
-def write_cross_attention(path: Path, attention: CrossAttention, fold: LabelFold) -> None:
-    """Write cross_attention.npz: the product's side, and the label's for labels that are added later."""
-    present = (n for n in (*_CROSS_VECTORS, *_SEVERAL_HEADS_ONLY) if getattr(attention, n) is not None)
-    arrays: dict[str, Any] = {name: np.asarray(getattr(attention, name), dtype=np.float32) for name in present}
-    arrays |= {"value_matrix": fold.value_matrix, "value_bias": fold.value_bias}
-    arrays["norm_epsilon"] = np.asarray(attention.norm_epsilon, dtype=np.float64)
-    arrays["heads"] = np.asarray(attention.heads, dtype=np.int64)
-    arrays["legacy_heads"] = np.asarray(attention.legacy_heads, dtype=np.bool_)
-    write_arrays(path, arrays)
-
-
-def read_label_fold(path: Path) -> LabelFold:
-    """The label's side of cross_attention.npz. Raises BundleError when it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return LabelFold(arrays["value_matrix"], arrays["value_bias"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: cannot be read ({error}): {_AGAIN}") from error
-
-
 def write_removed(folder: Path, labels: Int64Array) -> None:
     """Write removed_labels.npy: tombstones, labels that are never returned, ascending."""
     np.save(folder / REMOVED_FILE, np.asarray(labels, dtype=np.int64), allow_pickle=False)
-
-
-_CROSS_VECTORS = ("query_matrix", "query_bias", "norm_weight", "norm_bias")
-_SEVERAL_HEADS_ONLY = ("output_matrix", "output_bias")
 
 
 def open_bundle(folder: Path, verify: Verify = "full") -> Bundle:
@@ -233,7 +209,7 @@ def _open_files(folder: Path, manifest: Manifest) -> Bundle:
         folder=folder,
         manifest=manifest,
         tokenizer_definition=(folder / TOKENIZER_FILE).read_text(encoding="utf-8"),
-        cross_attention=_read_cross_attention(folder / CROSS_FILE) if manifest.sizes.cross_attention else None,
+        cross_attention=read_cross_attention(folder / CROSS_FILE) if manifest.sizes.cross_attention else None,
         records=RecordFile(folder / RECORDS_FILE),
         labels=LabelFile(folder),
         filters=FilterIndex(folder / FILTERS_FILE),
@@ -241,18 +217,6 @@ def _open_files(folder: Path, manifest: Manifest) -> Bundle:
         head_labels=np.load(folder / HEAD_FILE, allow_pickle=False),
         removed=np.load(folder / REMOVED_FILE, allow_pickle=False),
     )
-
-
-def _read_cross_attention(path: Path) -> CrossAttention:
-    with np.load(path, allow_pickle=False) as arrays:
-        heads = int(arrays["heads"])
-        names = _CROSS_VECTORS if heads == 1 else (*_CROSS_VECTORS, *_SEVERAL_HEADS_ONLY)
-        return CrossAttention(
-            **{name: arrays[name] for name in names},
-            norm_epsilon=float(arrays["norm_epsilon"]),
-            heads=heads,
-            legacy_heads=bool(arrays["legacy_heads"]),
-        )
 
 
 def _check_presence(folder: Path, manifest: Manifest) -> None:
@@ -349,7 +313,7 @@ def _check_sizes(bundle: Bundle) -> None:
         raise BundleError(f"{place}: label {highest} is named, the manifest says {sizes.labels} labels: {_AGAIN}")
     _check_removed(bundle.removed, sizes, place / REMOVED_FILE)
     if bundle.cross_attention is not None:
-        _check_cross_attention(bundle.cross_attention, sizes.dimension, place / CROSS_FILE)
+        check_cross_attention(bundle.cross_attention, sizes.dimension, place / CROSS_FILE)
 
 
 def _check_removed(removed: Int64Array, sizes: BundleSizes, path: Path) -> None:
@@ -359,26 +323,6 @@ def _check_removed(removed: Int64Array, sizes: BundleSizes, path: Path) -> None:
         )
     if len(removed) and (removed[0] < 0 or removed[-1] >= sizes.labels or (np.diff(removed) <= 0).any()):
         raise BundleError(f"{path}: is not ascending within 0..{sizes.labels - 1}: {_AGAIN}")
-
-
-def _check_cross_attention(attention: CrossAttention, dimension: int, path: Path) -> None:
-    """Every shape: compiled reranking reads as far as these say."""
-    heads = attention.heads
-    if heads < 1 or dimension % heads:
-        raise BundleError(f"{path}: has {heads} heads, the manifest says dimension {dimension}: {_AGAIN}")
-    lead = () if heads == 1 else (heads,)
-    shapes = {
-        "query_matrix": (*lead, dimension, dimension), "query_bias": (*lead, dimension),
-        "norm_weight": (dimension,), "norm_bias": (dimension,),
-        "output_matrix": (dimension, dimension), "output_bias": (dimension,),
-    }  # fmt: skip
-    for name, expected in shapes.items():
-        array = getattr(attention, name)
-        if array is not None and array.shape != expected:
-            raise BundleError(
-                f"{path}: {name} is {array.shape}, {heads} heads and the manifest's dimension {dimension} "
-                f"make it {expected}: {_AGAIN}"
-            )
 
 
 def _describe(path: Path) -> FileEntry:

@@ -6,7 +6,7 @@ Knows no network, no request and no file layout. Each stage is public and batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,6 @@ import numpy as np
 from mufin.bundle import Bundle, Verify, open_bundle
 from mufin.combination import candidate_features
 from mufin.errors import InputError
-from mufin.evidence import ProductEvidence
 from mufin.golden import GoldenResults, Parity, Ranked, compare, read_golden
 from mufin.graphs import Device, EncoderGraphs
 from mufin.inputs import (
@@ -35,13 +34,13 @@ from mufin.reranking import Kernel, Reranker
 from mufin.scoring import (
     CrossAttention,
     LabelRecords,
-    Modality,
     ScoreSpec,
     as_trained,
     cross_attend,
     fuse,
     top_k,
 )
+from mufin.stages import ProductBag, Ranking, Shortlist
 from mufin.title_words import SparseRow
 
 __all__ = [
@@ -113,53 +112,6 @@ class LabelStore(Protocol):
 
         Raises InputError for a key no label has.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class ProductBag:
-    """One product, encoded."""
-
-    slots: FloatArray
-    """(S, D): real slots only, after self-attention; images first, title last"""
-    embedding: FloatArray
-    """(D,) unit length"""
-    has_title: bool
-    words: SparseRow | None = None
-    """Of the title, where the bundle's combination looks at them"""
-    sentence: FloatArray | None = None
-    """(W,) of the title, in the same case"""
-
-    @property
-    def modality(self) -> Modality:
-        """What the product came with; its scores are calibrated by that."""
-        if not self.has_title:
-            return "images"
-        return "both" if len(self.slots) > 1 else "title"
-
-
-@dataclass(frozen=True, slots=True)
-class Shortlist:
-    """The nearest labels of one product."""
-
-    labels: Int64Array
-    """(n,) best first"""
-    scores: FloatArray
-    """(n,) cosines"""
-    evidence: ProductEvidence | None = None
-    """What the bundle's combination knows beside the network; labels it speaks for are among ``labels``"""
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The answer to one product, best first; five arrays of one length n."""
-
-    labels: Int64Array
-    scores: FloatArray
-    """fused; the order, ties by label index"""
-    probabilities: FloatArray
-    """of the fused score, calibrated for what the product came with"""
-    shortlist_scores: FloatArray
-    classifier_scores: FloatArray
 
 
 class Predictor:
@@ -290,7 +242,10 @@ class Predictor:
         return cross_attend(self._attention, bag.slots, self.labels.records(labels))[1]
 
     def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
-        """One product's shortlist and its classifier scores -> the k best by the fused score."""
+        """One product's shortlist and its classifier scores -> the k best by the fused score.
+
+        Raises ValueError where the bundle has a combination and the shortlist, not of ``shortlist_without``, no evidence.
+        """
         fused = self._fused(bag, shortlist, classifier)
         untrained = self.labels.untrained(shortlist.labels)
         if untrained is not None:
@@ -306,8 +261,12 @@ class Predictor:
 
     def _fused(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray) -> FloatArray:
         evidence, combination = self._bundle.evidence, self._bundle.combination
-        if combination is None or evidence is None or shortlist.evidence is None:
+        if combination is None or evidence is None:
             return fuse(self.score_spec, classifier, shortlist.scores)
+        if shortlist.evidence is None:
+            raise ValueError(
+                "the bundle combines scores with evidence, and the shortlist has none: shortlist_without adds it"
+            )
         features = candidate_features(
             shortlist.labels, shortlist.scores, classifier, shortlist.evidence, evidence.frequency, bag.has_title,
             len(bag.slots) > bag.has_title,

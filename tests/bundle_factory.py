@@ -21,14 +21,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from model_export.label_index import IndexSettings, build_index, write_index
 from mufin.bundle import (
     BAG_GRAPH_FILE,
-    CROSS_FILE,
     IMAGE_GRAPH_FILE,
     TEXT_GRAPH_FILE,
     TOKENIZER_FILE,
     BundleWriter,
-    write_cross_attention,
     write_removed,
 )
+from mufin.cross_attention_file import CROSS_FILE, write_cross_attention
 from mufin.golden import Golden, write_golden
 from mufin.inputs import FloatArray, InputSpec, Int64Array, TitleTokenizer, Uint8Array
 from mufin.label_files import write_labels

@@ -26,10 +26,13 @@ from tests.training.test_recipe import tiny_config
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a combination, trained on both splits in the end; its catalogue lies beside it."""
+    """A finished run with a combination that favours rare labels, trained on both splits in the end; its catalogue lies
+    beside it."""
     folder = tmp_path_factory.mktemp("combined")
     make_tiny_catalogue(folder / "catalogue", 140)
-    config = tiny_config("combination.folds=2", "shortlist.size=5", "refit=network")
+    config = tiny_config(
+        "combination.folds=2", "combination.tail_calibration=0.2", "shortlist.size=5", "refit=network"
+    )  # fmt: skip
     train(read_catalogue(folder / "catalogue"), config, folder / "run", Reporter(quiet=True))
     return folder / "run"
 
@@ -97,6 +100,14 @@ def test_evidence_brings_labels_that_the_shortlist_misses(predictor: Predictor, 
     for bag, own in zip(bags, shortlists, strict=True):
         np.testing.assert_allclose(own.scores, predictor.labels.embeddings(own.labels) @ bag.embedding, atol=1e-5)
         assert (np.diff(own.scores) <= 0).all()
+
+
+def test_a_shortlist_without_evidence_is_not_fused(predictor: Predictor, bags: list[ProductBag]) -> None:
+    """Its scores would be of another scale, and nobody would know."""
+    shortlist = predictor.shortlist(bags[0].embedding[None])[0]
+    classifier = predictor.rerank(bags[:1], [shortlist])[0]
+    with pytest.raises(ValueError, match="shortlist_without adds it"):
+        predictor.fuse(bags[0], shortlist, classifier, 3)
 
 
 def test_rules_hold_for_what_evidence_brings(predictor: Predictor, bags: list[ProductBag]) -> None:

@@ -19,79 +19,93 @@ _ERF = np.vectorize(erf)
 
 def random_weights(config: dict[str, int], seed: int, module4: bool) -> Weights:
     """A state dict of the release at the config's sizes; nothing is an identity."""
-    random = np.random.default_rng(seed)
     hidden, dimension = config["hidden"], config["project_dim"]
-    prefix = "item_encoder.module.attn_encoder." if module4 else "item_encoder."
-    weights: Weights = {}
+    own = _Drawn(seed, "item_encoder.module.attn_encoder." if module4 else "item_encoder.")
+    _text_weights(own, config)
+    _image_weights(own, config)
+    for encoder in ("txt_encoder", "img_encoder"):
+        own.bottleneck(encoder, hidden, dimension)
+    own.attention("merge_embds", dimension)
+    if module4:
+        own.prefix = "item_encoder.module."
+        own.attention("cross_encoder", dimension)
+        own.add("label_clf.features.weight", config["labels"] + 1, dimension, scale=1.0)
+        own.add("label_clf.weights.weight", config["labels"] + 1, 2, scale=1.0)
+    return own.weights
 
-    def add(name: str, *shape: int, scale: float = 0.2, around: float = 0.0) -> None:
-        weights[prefix + name] = around + scale * random.normal(size=shape)
 
-    def linear(name: str, outputs: int, inputs: int) -> None:
-        add(f"{name}.weight", outputs, inputs)
-        add(f"{name}.bias", outputs)
+class _Drawn:
+    """Weights by the release's names, drawn one after the other."""
 
-    def norm(name: str, size: int) -> None:
-        add(f"{name}.weight", size, around=1.0)
-        add(f"{name}.bias", size)
+    def __init__(self, seed: int, prefix: str) -> None:
+        self.prefix = prefix
+        self.weights: Weights = {}
+        self._random = np.random.default_rng(seed)
 
-    def spectral(name: str, outputs: int, inputs: int) -> None:
-        add(f"{name}.weight_orig", outputs, inputs)
-        add(f"{name}.bias", outputs)
-        u, _, v = np.linalg.svd(weights[f"{prefix}{name}.weight_orig"])
+    def add(self, name: str, *shape: int, scale: float = 0.2, around: float = 0.0) -> None:
+        self.weights[self.prefix + name] = around + scale * self._random.normal(size=shape)
+
+    def linear(self, name: str, outputs: int, inputs: int) -> None:
+        self.add(f"{name}.weight", outputs, inputs)
+        self.add(f"{name}.bias", outputs)
+
+    def norm(self, name: str, size: int) -> None:
+        self.add(f"{name}.weight", size, around=1.0)
+        self.add(f"{name}.bias", size)
+
+    def spectral(self, name: str, outputs: int, inputs: int) -> None:
+        self.add(f"{name}.weight_orig", outputs, inputs)
+        self.add(f"{name}.bias", outputs)
+        u, _, v = np.linalg.svd(self.weights[f"{self.prefix}{name}.weight_orig"])
         # Slightly off the true singular vectors, as a stored power iteration is.
-        weights[f"{prefix}{name}.weight_u"] = u[:, 0] + 0.01
-        weights[f"{prefix}{name}.weight_v"] = v[0] - 0.01
+        self.weights[f"{self.prefix}{name}.weight_u"] = u[:, 0] + 0.01
+        self.weights[f"{self.prefix}{name}.weight_v"] = v[0] - 0.01
 
-    def attention(name: str) -> None:
+    def attention(self, name: str, dimension: int) -> None:
         for part in "qkvo":
-            spectral(f"{name}.features.layers.0.attented.plin_{part}", dimension, dimension)
-        norm(f"{name}.features.layers.0.attented.norm", dimension)
+            self.spectral(f"{name}.features.layers.0.attented.plin_{part}", dimension, dimension)
+        self.norm(f"{name}.features.layers.0.attented.norm", dimension)
 
-    def bottleneck(name: str) -> None:
+    def bottleneck(self, name: str, hidden: int, dimension: int) -> None:
         widths = [hidden]
         while widths[-1] // 2 > dimension:
             widths.append(widths[-1] // 2)
         widths.append(dimension)
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
-            spectral(f"{name}.bottle_neck.features.{index}", outputs, inputs)
+            self.spectral(f"{name}.bottle_neck.features.{index}", outputs, inputs)
 
-    text = "txt_encoder.features."
-    add(f"{text}embeddings.word_embeddings.weight", config["vocab"], hidden)
-    add(f"{text}embeddings.position_embeddings.weight", config["max_position_embeddings"], hidden)
-    norm(f"{text}embeddings.LayerNorm", hidden)
+
+def _text_weights(own: _Drawn, config: dict[str, int]) -> None:
+    hidden, text = config["hidden"], "txt_encoder.features."
+    own.add(f"{text}embeddings.word_embeddings.weight", config["vocab"], hidden)
+    own.add(f"{text}embeddings.position_embeddings.weight", config["max_position_embeddings"], hidden)
+    own.norm(f"{text}embeddings.LayerNorm", hidden)
     for layer in range(config["text_layers"]):
         here = f"{text}transformer.layer.{layer}."
         for part in ("q_lin", "k_lin", "v_lin", "out_lin"):
-            linear(f"{here}attention.{part}", hidden, hidden)
-        norm(f"{here}sa_layer_norm", hidden)
-        linear(f"{here}ffn.lin1", config["text_ffn"], hidden)
-        linear(f"{here}ffn.lin2", hidden, config["text_ffn"])
-        norm(f"{here}output_layer_norm", hidden)
-    image, patch = "img_encoder.features.", config["patch_size"]
-    add(f"{image}embeddings.cls_token", 1, 1, hidden)
-    add(f"{image}embeddings.position_embeddings", 1, (config["image_size"] // patch) ** 2 + 1, hidden)
-    add(f"{image}embeddings.patch_embeddings.projection.weight", hidden, 3, patch, patch)
-    add(f"{image}embeddings.patch_embeddings.projection.bias", hidden)
+            own.linear(f"{here}attention.{part}", hidden, hidden)
+        own.norm(f"{here}sa_layer_norm", hidden)
+        own.linear(f"{here}ffn.lin1", config["text_ffn"], hidden)
+        own.linear(f"{here}ffn.lin2", hidden, config["text_ffn"])
+        own.norm(f"{here}output_layer_norm", hidden)
+
+
+def _image_weights(own: _Drawn, config: dict[str, int]) -> None:
+    hidden, image, patch = config["hidden"], "img_encoder.features.", config["patch_size"]
+    own.add(f"{image}embeddings.cls_token", 1, 1, hidden)
+    own.add(f"{image}embeddings.position_embeddings", 1, (config["image_size"] // patch) ** 2 + 1, hidden)
+    own.add(f"{image}embeddings.patch_embeddings.projection.weight", hidden, 3, patch, patch)
+    own.add(f"{image}embeddings.patch_embeddings.projection.bias", hidden)
     for layer in range(config["image_layers"]):
         here = f"{image}encoder.layer.{layer}."
         for part in ("attention.query", "attention.key", "attention.value", "output.dense"):
-            linear(f"{here}attention.{part}", hidden, hidden)
-        linear(f"{here}intermediate.dense", config["image_ffn"], hidden)
-        linear(f"{here}output.dense", hidden, config["image_ffn"])
-        norm(f"{here}layernorm_before", hidden)
-        norm(f"{here}layernorm_after", hidden)
-    norm(f"{image}layernorm", hidden)
-    linear(f"{image}pooler.dense", hidden, hidden)
-    bottleneck("txt_encoder")
-    bottleneck("img_encoder")
-    attention("merge_embds")
-    if module4:
-        prefix = "item_encoder.module."
-        attention("cross_encoder")
-        add("label_clf.features.weight", config["labels"] + 1, dimension, scale=1.0)
-        add("label_clf.weights.weight", config["labels"] + 1, 2, scale=1.0)
-    return weights
+            own.linear(f"{here}attention.{part}", hidden, hidden)
+        own.linear(f"{here}intermediate.dense", config["image_ffn"], hidden)
+        own.linear(f"{here}output.dense", hidden, config["image_ffn"])
+        own.norm(f"{here}layernorm_before", hidden)
+        own.norm(f"{here}layernorm_after", hidden)
+    own.norm(f"{image}layernorm", hidden)
+    own.linear(f"{image}pooler.dense", hidden, hidden)
 
 
 def random_inputs(config: dict[str, int], seed: int) -> dict[str, Any]:
