@@ -32,7 +32,7 @@ from mufin.training.recipe import train
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.encoder_factory import make_encoders
 from tests.training.test_descriptor import FROZEN
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="module")

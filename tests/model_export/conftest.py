@@ -10,7 +10,7 @@ from mufin.catalogue import read_catalogue
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="module")

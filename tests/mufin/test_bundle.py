@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +21,10 @@ from mufin.bundle import (
     REPORT_FILE,
     SIDECAR_FILE,
     TEXT_GRAPH_FILE,
-    BundleWriter,
     open_bundle,
     write_report,
 )
-from mufin.errors import BundleError, ConfigError, TrainingError
+from mufin.errors import BundleError, ConfigError
 from mufin.label_files import LABELS_FILE, OFFSETS_FILE, LabelFile, write_labels
 from mufin.label_records_file import RECORDS_FILE
 from mufin.manifest import EncoderPrecision, Encoders, FileEntry, hash_file, read_manifest
@@ -312,69 +307,6 @@ def test_the_page_is_outside_the_identity_but_not_unguarded(copy: Path) -> None:
     write_report(copy, {}, "<!doctype html>")
     write_report(copy, {})
     assert open_bundle(copy).manifest.bundle_id == before and not (copy / PAGE_FILE).exists()
-
-
-def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
-    """An error inside the writer's block removes every file, hidden ones, too."""
-
-    def fail() -> None:
-        with BundleWriter(tmp_path / "bundle") as writer:
-            (writer.folder / LABELS_FILE).write_bytes(b"half")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_scratch_serves_the_next_export_of_the_same_identity(tmp_path: Path) -> None:
-    """Kept when someone or the system stopped the export, cleared when another one begins or it was refused."""
-
-    def stop(identity: str, error: BaseException) -> list[str]:
-        with contextlib.suppress(type(error)), BundleWriter(tmp_path / "bundle") as writer:
-            scratch = writer.scratch_for(identity)
-            found = sorted(path.name for path in scratch.iterdir() if path.name != "identity")
-            (scratch / f"block-{len(found)}").write_bytes(b"done")
-            raise error
-        return found
-
-    assert stop("a", KeyboardInterrupt()) == []
-    assert stop("a", OSError("no space left")) == ["block-0"]
-    assert stop("a", MemoryError()) == ["block-0", "block-1"]
-    assert stop("a", TrainingError("the disk is full")) == ["block-0", "block-1", "block-2"]
-    assert stop("b", KeyboardInterrupt()) == []
-    assert stop("b", BundleError("refused")) == ["block-0"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unfinished_export_cannot_be_finished(tmp_path: Path) -> None:
-    """What lacks files is refused before it gets its name."""
-    with pytest.raises(BundleError), BundleWriter(tmp_path / "bundle") as writer:
-        writer.finish()
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_a_bundle_is_never_overwritten(original: Path) -> None:
-    """The remedy is named."""
-    with pytest.raises(BundleError, match="exists: name another folder, or remove it first"):
-        make_tiny_bundle(original)
-
-
-def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    """SIGKILL after the files are written, before they are renamed."""
-    program = (
-        "import os, signal, mufin.bundle\n"
-        "from pathlib import Path\n"
-        "mufin.bundle._fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from tests.bundle_factory import make_tiny_bundle\n"
-        f"make_tiny_bundle(Path({str(tmp_path / 'bundle')!r}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "bundle").exists()
-    assert list(tmp_path.iterdir()), "the kill came too early to prove anything"
-    make_tiny_bundle(tmp_path / "bundle")
-    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_labels_with_equal_hashes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

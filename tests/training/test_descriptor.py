@@ -15,7 +15,7 @@ from mufin.training.descriptor import Descriptor, DescriptorConfig, colours, edg
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 SIDE = 32
 FROZEN = ('image={"options": {"model_type": "mufin-descriptor"}, "trainable_layers": 0}',)

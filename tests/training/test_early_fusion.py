@@ -23,7 +23,7 @@ from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
 from mufin.training.tokenizer import train_wordpiece
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 CPU = torch.device("cpu")
 BACKBONES = {

@@ -21,7 +21,7 @@ from mufin.training.split_ranking import rank_split
 from mufin.training.tokenizer import load_named_tokenizer
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.encoder_factory import make_encoders
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="module")

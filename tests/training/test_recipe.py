@@ -18,29 +18,13 @@ from safetensors.torch import load_file
 from mufin.catalogue import read_catalogue
 from mufin.errors import CheckpointError, ConfigError, TrainingError
 from mufin.training.checkpoint import load_run
-from mufin.training.config import TrainConfig
 from mufin.training.config_reading import build_config
 from mufin.training.disk import allocate, atomic_write
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
-
-TINY = [
-    'text.options={"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}',
-    'image.options={"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
-    '"intermediate_size": 16, "image_size": 16, "patch_size": 8}',
-    "inputs.image_side_pixels=16", "network.dimension=8", "shortlist.size=10", "siamese.batch_size=16",
-    "siamese.epochs=4", "siamese.random_epochs=1", "siamese.recluster_epochs=2", "siamese.cluster_size=8",
-    "frozen_ranker.epochs=3", "frozen_ranker.batch_size=16", "frozen_ranker.negatives=4", "frozen_ranker.positives=2",
-    "frozen_ranker.random_negatives=2", "ranker.epochs=2", "ranker.batch_size=16", "ranker.reshortlist_epochs=1",
-    "vocabulary_size=200", "evaluate_epochs=2",
-]  # fmt: skip
-
-
-def tiny_config(*changes: str) -> TrainConfig:
-    """All modules, seconds of work."""
-    return build_config(None, [*TINY, *changes])
+from tests.training.tiny_config import TINY, tiny_config
 
 
 @pytest.fixture(scope="module")

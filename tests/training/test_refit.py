@@ -18,7 +18,8 @@ from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.refit import REFIT_FOLDER, with_validation
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config, weights
+from tests.training.test_recipe import weights
+from tests.training.tiny_config import tiny_config
 
 CHANGES = ("combination.folds=2", "ranker.epochs=0")
 

@@ -25,7 +25,7 @@ from mufin.training.split_ranking import rank_split
 from mufin.training.validation import all_labels, outcomes_by_modality, score_products
 from mufin.training.workers import Workers
 from tests.catalogue_factory import make_tiny_catalogue
-from tests.training.test_recipe import tiny_config
+from tests.training.tiny_config import tiny_config
 
 QUIET = Reporter(quiet=True)
 
