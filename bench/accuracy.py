@@ -240,12 +240,13 @@ def _right(catalogue: Catalogue) -> Any:
 def table(found: dict[str, Any]) -> str:
     """As text: value ± spread over seeds (or folds), and how far the full model is ahead in P@1."""
     lines = [f"{found['catalogue']} ({found['parts']})"]
-    lines.append(f"  {'':<36}" + "".join(f"{name:>15}" for name in FIGURES) + "   full less this, P@1 [95 %]")
+    width = max(len(row["row"]) for row in found["rows"])
+    lines.append(f"  {'':<{width}}" + "".join(f"{name:>15}" for name in FIGURES) + "   full less this, P@1 [95 %]")
     for row in found["rows"]:
         cells = [f"{row[f]['value']:.3f} ± {row[f]['sd']:.3f}" for f in FIGURES]
         ahead = row["full_less_this"]["P@1"]
         last = "" if row["row"] == FULL else f"{ahead['difference']:+.3f} [{ahead['low']:+.3f}, {ahead['high']:+.3f}]"
-        lines.append(f"  {row['row'][:36]:<36}" + "".join(f"{cell:>15}" for cell in cells) + f"   {last}")
+        lines.append(f"  {row['row']:<{width}}" + "".join(f"{cell:>15}" for cell in cells) + f"   {last}")
     return "\n".join(lines)
 
 
