@@ -206,11 +206,11 @@ def measure(
     pictured = any(item.images for item in catalogue.products)
     # A baseline knows no seed. The longest first: nothing long is left for one process alone at the end.
     plain: list[tuple[Part, Variant | None]] = [(part, None) for part in (parts if folds else parts[:1])]
-    fine_tuned = build_config(recommend(catalogue, bench.encoder).values, bench.changes).text.trainable_layers != 0
-    trained = [(part, variant) for variant in variants(pictured, options, fine_tuned) for part in parts]
+    config = build_config(recommend(catalogue, bench.encoder).values, bench.changes)
+    found_variants = variants(pictured, options, fine_tuned=config.text.trainable_layers != 0)
+    trained = [(part, variant) for variant in found_variants for part in parts]
     tasks = [*plain, *sorted(trained, key=lambda task: _PLAIN in task[1].changes)]
     if pool is not None:
-        config = build_config(recommend(catalogue, bench.encoder).values, bench.changes)
         keep_features(catalogue, config, bench.encoder, bench.shared)
     run = partial(cell, bench, name)
     found: dict[str, list[RowScores]] = {}

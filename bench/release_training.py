@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 
 from mufin.catalogue import read_catalogue
-from mufin.errors import ConfigError
 from mufin.training.config import TrainConfig
 from mufin.training.config_reading import build_config
 from mufin.training.progress import Reporter
@@ -46,12 +45,7 @@ SIZES = {
 
 
 def write_catalogue(folder: Path, products: int, side: int) -> None:
-    """``products`` training products that are each other's labels in pairs, and as many as needed to validate.
-
-    Raises ConfigError for an odd number of them.
-    """
-    if products % 2:
-        raise ConfigError(f"--products is {products}: products are each other's labels in pairs, name an even number")
+    """An even number of training products that are each other's labels in pairs, and as many as needed to validate."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     count = products + max(4, products // 50) // 2 * 2
@@ -133,6 +127,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.smoke:
         options.device, options.products, options.batch_size = "cpu", 32, 16
+    if options.products % 2:
+        parser.error(f"--products is {options.products}: they are each other's labels in pairs, name an even number")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         print("skipped: torch sees no CUDA device (--device cpu measures a CPU)")
         return 0

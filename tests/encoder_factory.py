@@ -1,14 +1,21 @@
-"""Tiny encoders with random weights, in the form that a pretrained one has."""
+"""Tiny encoders with random weights: in the form that a pretrained one has, and over the tiny catalogue's products."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from mufin.training.model import from_config
+from mufin.catalogue import read_catalogue
+from mufin.inputs import InputSpec, TitleTokenizer
+from mufin.training.config import EncoderConfig, NetworkConfig
+from mufin.training.item_arrays import ItemArrays, prepare
+from mufin.training.model import ItemEncoder, build_backbone, build_network, from_config
 from mufin.training.tokenizer import train_wordpiece
+from tests.catalogue_factory import make_tiny_catalogue
 
 
 def make_encoders(folder: Path) -> Path:
@@ -33,3 +40,26 @@ def make_encoders(folder: Path) -> Path:
     )
     from_config(image).save_pretrained(folder / "image")
     return folder
+
+
+def random_item_encoder(
+    folder: Path, text: Mapping[str, Any], network: NetworkConfig
+) -> tuple[ItemArrays, ItemEncoder]:
+    """Products of the tiny catalogue (some without images, some without title) and an encoder of 100 subwords for them.
+
+    ``text``: config fields of the title encoder.
+    """
+    catalogue = read_catalogue(make_tiny_catalogue(folder / "catalogue"))
+    tokenizer = TitleTokenizer(train_wordpiece([p.title for p in catalogue.products], 100), 8)
+    spec = InputSpec(image_side_pixels=16, max_title_tokens=8, max_images=2)
+    arrays, _ = prepare(catalogue, spec, tokenizer, folder / "cache", lambda *_: None)
+    torch.manual_seed(0)
+    image = {
+        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    model = build_network(
+        build_backbone(EncoderConfig(options={**text, "vocab_size": 100})),
+        build_backbone(EncoderConfig(options=image)), network, labels=3,
+    )  # fmt: skip
+    return arrays, model.encoder.eval()

@@ -69,7 +69,8 @@ class NetworkConfig:
     """False: the pooled product meets the classifiers directly (ablation; the release's MufinOva)."""
     early_fusion: bool = False
     """True: the title encoder reads the mean of an item's image vectors as its first token, as ViXML does with each of
-    them; the images stay in the bag, too. For comparison in training: such a network is not exported."""
+    them; the images stay in the bag, too. Module 3's vectors of titles hold all images, whatever ``image_dropout`` says.
+    For comparison in training: such a network is not exported."""
 
     def __post_init__(self) -> None:
         require(self.dimension > 0, f"dimension is {self.dimension}, must be positive")

@@ -146,12 +146,36 @@ def _encoded_batches(
     encoder.train(was_training)
 
 
-@torch.no_grad()
 def store_titles(
     encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path,
     encode: Callable[[Tensor, Tensor], Tensor], items: Int64Array | None = None,
 ) -> FloatArray:  # fmt: skip
     """Titles of N ``items`` (None: all) through ``encode`` (stored form, token mask) -> (N, width), a memory map at ``path``."""
+
+    def titles(rows: Int64Array) -> Tensor:
+        title, token_mask = arrays.titles(rows)
+        return encode(torch.from_numpy(title).to(device), torch.from_numpy(token_mask).to(device))
+
+    return _store_by_length(encoder, arrays, width, batch_size, path, titles, items)
+
+
+def store_fused_titles(
+    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path
+) -> FloatArray:
+    """Title vectors of N items that have their images in them (early fusion) -> (N, D), a memory map at ``path``."""
+
+    def titles(rows: Int64Array) -> Tensor:
+        return raw_bag(encoder, arrays.batch(rows), device)[0][:, -1]
+
+    return _store_by_length(encoder, arrays, width, batch_size, path, titles, None)
+
+
+@torch.no_grad()
+def _store_by_length(
+    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, path: Path,
+    encode: Callable[[Int64Array], Tensor], items: Int64Array | None,
+) -> FloatArray:  # fmt: skip
+    """N ``items`` (None: all) through ``encode`` (rows -> (B, width)), titles of similar length together."""
     was_training = encoder.training
     encoder.eval()
     wanted = np.arange(len(arrays)) if items is None else items
@@ -159,25 +183,7 @@ def store_titles(
     order = np.argsort(arrays.token_counts[wanted], kind="stable")
     for start in range(0, len(wanted), batch_size):
         rows = order[start : start + batch_size]
-        title, token_mask = arrays.titles(wanted[rows])
-        result = encode(torch.from_numpy(title).to(device), torch.from_numpy(token_mask).to(device))
-        stored[rows] = result.float().cpu().numpy()
-    encoder.train(was_training)
-    return stored
-
-
-@torch.no_grad()
-def store_fused_titles(
-    encoder: ItemEncoder, arrays: ItemArrays, width: int, batch_size: int, device: torch.device, path: Path
-) -> FloatArray:
-    """Title vectors of N items that have their images in them (early fusion) -> (N, D), a memory map at ``path``."""
-    was_training = encoder.training
-    encoder.eval()
-    stored = allocate(path, np.float32, (len(arrays), width))
-    order = np.argsort(arrays.token_counts, kind="stable")
-    for start in range(0, len(arrays), batch_size):
-        rows = order[start : start + batch_size]
-        stored[rows] = raw_bag(encoder, arrays.batch(rows), device)[0][:, -1].float().cpu().numpy()
+        stored[rows] = encode(wanted[rows]).float().cpu().numpy()
     encoder.train(was_training)
     return stored
 

@@ -19,12 +19,6 @@ from tests.bundle_factory import make_tiny_bundle
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bundle, never changed."""
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     """An error inside the writer's block removes every file, hidden ones, too."""
 
@@ -65,10 +59,11 @@ def test_an_unfinished_export_cannot_be_finished(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bundle_is_never_overwritten(original: Path) -> None:
+def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
     """The remedy is named."""
+    bundle = make_tiny_bundle(tmp_path / "tiny")
     with pytest.raises(BundleError, match="exists: name another folder, or remove it first"):
-        make_tiny_bundle(original)
+        make_tiny_bundle(bundle)
 
 
 def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path) -> None:

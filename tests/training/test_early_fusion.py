@@ -12,17 +12,16 @@ import torch
 from model_export.export import ExportSettings, export
 from mufin.catalogue import read_catalogue
 from mufin.errors import ConfigError
-from mufin.inputs import InputSpec, TitleTokenizer
 from mufin.training.checkpoint import load_run
 from mufin.training.config import EncoderConfig, NetworkConfig
-from mufin.training.encode import embed_items, raw_bag
-from mufin.training.item_arrays import ItemArrays, prepare
-from mufin.training.model import ItemEncoder, build_backbone, build_network
+from mufin.training.encode import embed_items, raw_bag, store_fused_titles, store_images
+from mufin.training.item_arrays import ItemArrays
+from mufin.training.model import ItemEncoder
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
-from mufin.training.tokenizer import train_wordpiece
 from tests.catalogue_factory import make_tiny_catalogue
+from tests.encoder_factory import random_item_encoder
 from tests.training.tiny_config import tiny_config
 
 CPU = torch.device("cpu")
@@ -38,20 +37,8 @@ BACKBONES = {
 @pytest.fixture(scope="module", params=sorted(BACKBONES))
 def items(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ItemArrays, ItemEncoder]:
     """Products of the tiny catalogue and a random encoder that fuses early, word vectors beside it."""
-    folder = tmp_path_factory.mktemp("items")
-    catalogue = read_catalogue(make_tiny_catalogue(folder / "catalogue"))
-    tokenizer = TitleTokenizer(train_wordpiece([p.title for p in catalogue.products], 100), 8)
-    spec = InputSpec(image_side_pixels=16, max_title_tokens=8, max_images=2)
-    arrays, _ = prepare(catalogue, spec, tokenizer, folder / "cache", lambda *_: None)
-    torch.manual_seed(0)
-    image = {
-        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "image_size": 16, "patch_size": 8,
-    }  # fmt: skip
-    text = EncoderConfig(options={**BACKBONES[request.param], "vocab_size": 100})
     network = NetworkConfig(dimension=8, early_fusion=True, word_vectors=4)
-    model = build_network(build_backbone(text), build_backbone(EncoderConfig(options=image)), network, labels=3)
-    return arrays, model.encoder.eval()
+    return random_item_encoder(tmp_path_factory.mktemp("items"), BACKBONES[request.param], network)
 
 
 @torch.no_grad()
@@ -102,8 +89,6 @@ def test_a_run_trains_stores_and_comes_back(tmp_path: Path) -> None:
 
 def test_stored_titles_hold_their_images(items: tuple[ItemArrays, ItemEncoder], tmp_path: Path) -> None:
     """An item of module 3's vectors is embedded as from its tokens and pixels."""
-    from mufin.training.encode import store_fused_titles, store_images
-
     arrays, encoder = items
     titles = store_fused_titles(encoder, arrays, 8, 5, CPU, tmp_path / "titles.npy")
     images = store_images(encoder, arrays, 8, 5, CPU, tmp_path / "images.npy", encoder.image)

@@ -10,12 +10,13 @@ import torch
 
 from mufin.catalogue import read_catalogue
 from mufin.inputs import InputSpec, TitleTokenizer
-from mufin.training.config import EncoderConfig, NetworkConfig
+from mufin.training.config import NetworkConfig
 from mufin.training.encode import embed_items, encode_batch, encode_items
 from mufin.training.item_arrays import ItemArrays, prepare
-from mufin.training.model import ItemEncoder, build_backbone, build_network
+from mufin.training.model import ItemEncoder
 from mufin.training.tokenizer import train_wordpiece
 from tests.catalogue_factory import make_tiny_catalogue
+from tests.encoder_factory import random_item_encoder
 
 CPU = torch.device("cpu")
 
@@ -23,22 +24,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> tuple[ItemArrays, ItemEncoder]:
     """Products of the tiny catalogue (some without images, some without title) and a random encoder."""
-    folder = tmp_path_factory.mktemp("items")
-    catalogue = read_catalogue(make_tiny_catalogue(folder / "catalogue"))
-    tokenizer = TitleTokenizer(train_wordpiece([p.title for p in catalogue.products], 100), 8)
-    spec = InputSpec(image_side_pixels=16, max_title_tokens=8, max_images=2)
-    arrays, _ = prepare(catalogue, spec, tokenizer, folder / "cache", lambda *_: None)
-    torch.manual_seed(0)
-    text = {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": 100}
-    image = {
-        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "image_size": 16, "patch_size": 8,
-    }  # fmt: skip
-    model = build_network(
-        build_backbone(EncoderConfig(options=text)), build_backbone(EncoderConfig(options=image)),
-        NetworkConfig(dimension=8), labels=3,
-    )  # fmt: skip
-    return arrays, model.encoder.eval()
+    text = {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    return random_item_encoder(tmp_path_factory.mktemp("items"), text, NetworkConfig(dimension=8))
 
 
 def test_an_item_alone_and_in_a_batch_is_the_same(items: tuple[ItemArrays, ItemEncoder]) -> None:
