@@ -76,8 +76,12 @@ OPTIONS = (
     ("classifiers from random", "siamese.classifier_weight=0", "classifier_init=random"),
     ("negatives of the batch alone", "siamese.label_negatives=0"),
     ("without word vectors", "network.word_vectors=0"),
+    ("labels by prototypes", "shortlist.prototype_weight=0.5"),
+    ("labels by two centroids of products, too", "shortlist.product_vectors=2"),
 )
 """(what is other than in the recipe, its changes); to be compared with the row "network alone"."""
+SINGLE_MODALITIES = ("labels by title and images alone, too", "shortlist.modality_vectors=true")
+"""The same, where there are pictures."""
 EARLY_FUSION = ("with early fusion", "network.early_fusion=true")
 """The same, where title encoders are trained and there are pictures."""
 FULL_OPTIONS = (("with tail calibration", "combination.tail_calibration=0.1"),)
@@ -100,7 +104,12 @@ def variants(pictured: bool, options: bool = False, fine_tuned: bool = False) ->
         found.append(Variant((("full", "network, image only"),), changes, titles=False))
     if not options:
         return found
-    for name, *own in (*OPTIONS, EARLY_FUSION) if pictured and fine_tuned else OPTIONS:
+    of_networks = (
+        *OPTIONS,
+        *([SINGLE_MODALITIES] if pictured else []),
+        *([EARLY_FUSION] if pictured and fine_tuned else []),
+    )
+    for name, *own in of_networks:
         rows = ("full", f"network, {name}"), ("shortlist", f"network, {name}: shortlist")
         found.append(Variant(rows, (_PLAIN, *own)))
     return found + [Variant((("full", f"full, {name}"),), tuple(own)) for name, *own in FULL_OPTIONS]

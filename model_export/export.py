@@ -96,6 +96,11 @@ def export_trained(
             "network.early_fusion is true: titles of such a network depend on images, which a bundle's title graph does not "
             "read; train with early_fusion=false"
         )
+    if trained.config.shortlist.more_than_embeddings:
+        raise ConfigError(
+            "shortlist.prototype_weight, product_vectors or modality_vectors is set: a bundle's index holds one vector a label, "
+            "its own embedding; train with shortlist.prototype_weight=0, product_vectors=0 and modality_vectors=false"
+        )
     with BundleWriter(target) as writer:
         folder = writer.folder
         scratch = writer.scratch_for(encoding_identity(trained, catalogue, settings.device))

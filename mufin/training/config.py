@@ -165,8 +165,22 @@ class ShortlistConfig:
     """Labels with at least so many training products are searched exactly."""
     exact_labels: int = 50_000
     """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
+    prototype_weight: float = 0.0
+    """Weight of the mean of a label's training products in the vector that it is found by, beside its own embedding's; 0:
+    its embedding alone. This and the next two are for comparison in training: such a run is not exported."""
+    product_vectors: int = 0
+    """Centroids of its training products by which a label is found, too, at the most; rounded down to a power of two."""
+    modality_vectors: bool = False
+    """True: a label that has both is found by its title alone and by its images alone, too."""
+
+    @property
+    def more_than_embeddings(self) -> bool:
+        """Whether labels are found by more than their own embeddings."""
+        return self.prototype_weight > 0 or self.product_vectors > 0 or self.modality_vectors
 
     def __post_init__(self) -> None:
+        require(0 <= self.prototype_weight <= 1, f"prototype_weight is {self.prototype_weight}, must lie in 0..1")
+        require(self.product_vectors >= 0, f"product_vectors is {self.product_vectors}, needs 0 or more")
         require(self.head_frequency >= 0, f"shortlist.head_frequency is {self.head_frequency}, needs 0 or more")
         require(self.size >= 1, f"shortlist.size is {self.size}, needs at least 1")
 

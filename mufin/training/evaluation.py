@@ -20,6 +20,7 @@ from mufin.training.checkpoint import Run, hash_label_ids
 from mufin.training.config import ShortlistConfig
 from mufin.training.encode import EncodedItems, encode_items
 from mufin.training.item_arrays import ItemArrays
+from mufin.training.label_vectors import ItemEmbedder, TaughtBy, label_vectors
 from mufin.training.model import Mufin
 from mufin.training.shortlist import LabelSearch
 
@@ -64,7 +65,7 @@ class RankedSplit:
 
 @torch.no_grad()
 def encode_labels(
-    model: Mufin, labels: ItemArrays, frequency: Int64Array, shortlist: ShortlistConfig, batch_size: int,
+    model: Mufin, labels: ItemArrays, taught: TaughtBy, shortlist: ShortlistConfig, batch_size: int,
     device: torch.device, bags_path: Path | None = None,
 ) -> EncodedLabels:  # fmt: skip
     """Bags, embeddings, classifier vectors and the search index of every label."""
@@ -75,7 +76,9 @@ def encode_labels(
         rows = torch.arange(start, min(start + 65536, len(labels)), device=device)
         vectors = model.classifiers(rows, torch.from_numpy(items.embeddings[start : start + 65536]).to(device))
         classifiers[start : start + 65536] = vectors.float().cpu().numpy()
-    return EncodedLabels(items, classifiers, LabelSearch(items.embeddings, frequency, shortlist))
+    embed = ItemEmbedder(model.encoder, batch_size, device)
+    found_by = label_vectors(embed, items.embeddings, labels, taught, shortlist)
+    return EncodedLabels(items, classifiers, LabelSearch(found_by, taught.relevance.label_frequency(), shortlist))
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def score_candidates(
     model.eval()
     found, scores = search_allowed(labels.search, products.embeddings, forbidden, size)
     if extra is not None:
-        found, scores = _widened(found, scores, extra, forbidden, products.embeddings, labels.items.embeddings)
+        found, scores = _widened(found, scores, extra, forbidden, products.embeddings, labels.search)
     classifier = np.full(scores.shape, -np.inf, dtype=np.float32)
     step = max(1, _PAIRS_AT_ONCE // max(1, found.shape[1]))
     for start in range(0, len(found), step):
@@ -129,7 +132,7 @@ def search_allowed(
 
 def _widened(
     found: Int64Array, scores: FloatArray, extra: Sequence[Int64Array], forbidden: Relevance, queries: FloatArray,
-    embeddings: FloatArray,
+    search: LabelSearch,
 ) -> tuple[Int64Array, FloatArray]:  # fmt: skip
     """Shortlists (N, K) with ``extra`` labels among them, by falling cosine, padded -1."""
     added = [
@@ -140,7 +143,7 @@ def _widened(
     cosines = np.full((len(found), width), -np.inf, dtype=np.float32)
     for row, own in enumerate(added):
         more[row, : len(own)] = own
-        cosines[row, : len(own)] = embeddings[own] @ queries[row]
+        cosines[row, : len(own)] = search.cosines(queries[row], own)
     ordered = order_by(np.concatenate([scores, cosines], axis=1), np.concatenate([found, more], axis=1))
     used = int((ordered[0] >= 0).sum(axis=1).max(initial=0))
     return ordered[0][:, :used], ordered[1][:, :used]

@@ -20,6 +20,7 @@ from mufin.training.checkpoint import RunFacts, hash_label_ids
 from mufin.training.config import TrainConfig
 from mufin.training.descriptor import MODEL_TYPE, Descriptor
 from mufin.training.item_arrays import ItemArrays
+from mufin.training.label_vectors import TaughtBy
 from mufin.training.model import Mufin, build_backbone, build_network
 from mufin.training.tokenizer import load_named_tokenizer, train_wordpiece
 
@@ -44,6 +45,11 @@ class TrainingData:
     """(all products, L): never recommended, never a negative"""
     frequency: Int64Array
     """(L,) training products of each label"""
+
+    @property
+    def taught(self) -> TaughtBy:
+        """Training products and what they are relevant to."""
+        return TaughtBy(self.products, self.train_rows, self.train)
 
 
 def run_facts(catalogue: Catalogue) -> RunFacts:

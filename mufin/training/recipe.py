@@ -58,12 +58,12 @@ from mufin.training.progress import Reporter
 from mufin.training.ranker_step import ranker_groups, ranker_loss
 from mufin.training.refit import REFIT_FOLDER, refitted, train_refit
 from mufin.training.score_fitting import fit_scores
-from mufin.training.shortlist import LabelSearch
 from mufin.training.siamese_step import siamese_loss
 from mufin.training.stored_features import fit_words, frozen_features, with_frozen_backbones, with_stored_features
 from mufin.training.validation import (
     evaluate_full,
     evaluate_shortlist,
+    search_now,
 )
 from mufin.training.workers import Workers
 
@@ -316,8 +316,7 @@ def _shortlists(session: Session, data: TrainingData, path: Path, may_compute: b
     if not session.workers.all_agree(path.is_file()):
         if not may_compute:
             raise CheckpointError(f"{path} is gone, and cannot be made again in mid-training: train into a new folder")
-        labels = embed_items(encoder, data.labels, None, config.encode_batch_size, device)
-        search = LabelSearch(labels, data.frequency, config.shortlist)
+        search = search_now(session, data)
         shape = (len(data.train_rows), min(config.shortlist.size, len(data.labels)))
 
         def write(target: Path) -> None:

@@ -17,8 +17,10 @@ from mufin.training.combining import Combiner
 from mufin.training.evaluation import EncodedLabels, rank_candidates
 from mufin.training.folds import Folds, choose_combination, without_training
 from mufin.training.fusion import choose_fusion_weight
+from mufin.training.label_vectors import LabelVectors
 from mufin.training.loop import Session
 from mufin.training.preparation import TrainingData
+from mufin.training.shortlist import LabelSearch
 from mufin.training.validation import all_labels, outcomes_by_modality, precision, score_products
 
 
@@ -77,6 +79,9 @@ def _with_untrained(
     A label that was never trained on may fit a little worse than these, whose embeddings were.
     """
     cold = replace(labels, classifiers=labels.items.embeddings)
+    if session.config.shortlist.more_than_embeddings:  # of which a label without training products has none
+        found_by = LabelVectors.own(labels.items.embeddings)
+        cold = replace(cold, search=LabelSearch(found_by, data.frequency, session.config.shortlist))
     unknown = None if combiner is None else without_training(combiner)
     candidates = score_products(session, data, data.products, data.valid_rows, cold, unknown)
     ranked = rank_candidates(candidates, data.valid_rows, spec)

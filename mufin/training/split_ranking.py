@@ -18,6 +18,7 @@ from mufin.training.combining import Combiner, combined_candidates, title_senten
 from mufin.training.encode import encode_items
 from mufin.training.evaluation import RankedSplit, check_labels, encode_labels, rank_candidates, score_candidates
 from mufin.training.item_arrays import prepare
+from mufin.training.label_vectors import TaughtBy
 from mufin.training.progress import Reporter
 from mufin.training.stored_features import frozen_features
 
@@ -41,10 +42,11 @@ def rank_split(
         products, labels = prepare(catalogue, run.input_spec, tokenizer, Path(folder), reporter.step, kept)
         encoder = run.model.encoder
         products, labels = frozen_features(encoder, run.config, products, labels, device, Path(folder), kept)
-        frequency = catalogue.splits["train"].relevance.label_frequency()
+        train = catalogue.splits["train"]
+        taught = TaughtBy(products, train.products, train.relevance)
         size = run.config.encode_batch_size
         bags = Path(folder) / "bags.npy"
-        encoded = encode_labels(run.model, labels, frequency, run.config.shortlist, size, device, bags)
+        encoded = encode_labels(run.model, labels, taught, run.config.shortlist, size, device, bags)
         queries = encode_items(run.model.encoder, products, rows, size, device)
         forbidden = forbidden_pairs(catalogue).select(rows)
         wanted = shortlist_size or run.score_spec.shortlist_size

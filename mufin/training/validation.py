@@ -31,6 +31,7 @@ from mufin.training.evaluation import (
     search_allowed,
 )
 from mufin.training.item_arrays import ItemArrays
+from mufin.training.label_vectors import ItemEmbedder, label_vectors
 from mufin.training.loop import Session
 from mufin.training.preparation import (
     TrainingData,
@@ -47,12 +48,19 @@ def evaluate_shortlist(session: Session, data: TrainingData, epoch: int, epochs:
         return {}
     config, encoder, began = session.config, session.model.encoder, time.monotonic()
     rows = data.valid_rows[:_VALIDATION_PRODUCTS]
-    labels = embed_items(encoder, data.labels, None, config.encode_batch_size, session.device)
     queries = embed_items(encoder, data.products, rows, config.encode_batch_size, session.device)
-    search = LabelSearch(labels, data.frequency, config.shortlist)
+    search = search_now(session, data)
     found, _ = search_allowed(search, queries, data.forbidden.select(rows), min(10, len(data.labels)))
     session.spend("evaluate", began)
     return {"shortlist": precision(found, data.valid.select(np.arange(len(rows))))}
+
+
+def search_now(session: Session, data: TrainingData) -> LabelSearch:
+    """Over all labels as encoded now."""
+    config = session.config
+    embed = ItemEmbedder(session.model.encoder, config.encode_batch_size, session.device)
+    found_by = label_vectors(embed, embed(data.labels), data.labels, data.taught, config.shortlist)
+    return LabelSearch(found_by, data.frequency, config.shortlist)
 
 
 def evaluate_full(session: Session, data: TrainingData, bags: Path, epoch: int, epochs: int) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def all_labels(session: Session, data: TrainingData, bags: Path) -> EncodedLabel
     """All labels as encoded now; their bags go to the file ``bags``."""
     config = session.config
     return encode_labels(
-        session.model, data.labels, data.frequency, config.shortlist, config.encode_batch_size, session.device, bags
+        session.model, data.labels, data.taught, config.shortlist, config.encode_batch_size, session.device, bags
     )
 
 

@@ -143,6 +143,15 @@ def test_every_variant_is_a_config_and_only_pictures_have_image_rows() -> None:
         )
 
 
+def test_single_modalities_of_labels_are_a_row_where_there_are_pictures() -> None:
+    """Titles alone are what they are found by already."""
+    named = [
+        [row for own in variants(pictured, options=True) for _, row in own.rows if "title and images alone" in row]
+        for pictured in (False, True)
+    ]
+    assert named[0] == [] and len(named[1]) == 2
+
+
 def test_early_fusion_is_a_row_where_title_encoders_are_trained_and_there_are_pictures() -> None:
     """Nowhere else: a frozen encoder cannot have it, and titles alone have nothing to fuse."""
 
