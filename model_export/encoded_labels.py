@@ -5,7 +5,7 @@ Knows no encoder and no index. Blocks are read one at a time, in order, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class EncodedLabels:
     """What the steps behind need of all labels."""
 
     embeddings: FloatArray
-    """(L, D) unit length, mapped"""
+    """(L, D) unit length, mapped: what labels are found by"""
     classifiers: FloatArray
     """(L, D) unit length, mapped"""
     slots: int
@@ -41,9 +41,12 @@ class _Rows(Protocol):
 @torch.no_grad()
 def write_records(
     folder: Path, scratch: Path, classifiers: LabelClassifiers, attention: FoldedAttention | None, number: RecordType,
-    slots: int,
+    slots: int, found_by: Callable[[int, FloatArray], FloatArray],
 ) -> EncodedLabels:  # fmt: skip
-    """Write records.bin of the blocks in ``scratch``. Without cross attention values stay empty: nobody reads them."""
+    """Write records.bin of the blocks in ``scratch``. Without cross attention values stay empty: nobody reads them.
+
+    ``found_by``: first label and embeddings of a block -> the vectors that its labels are found by.
+    """
     count, dimension = classifiers.free.weight.shape
     paths = scratch / "embeddings.npy", scratch / "classifiers.npy"
     with (
@@ -56,7 +59,7 @@ def write_records(
             rows = torch.arange(first, first + len(block.counts))
             own = classifiers(rows, torch.from_numpy(block.embeddings)).numpy()
             records.append(_record_block(block, own, attention))
-            embeddings.write(block.embeddings.tobytes())
+            embeddings.write(found_by(first, block.embeddings).tobytes())
             weights.write(own.tobytes())
             first += len(rows)
     mapped = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]

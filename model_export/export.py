@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from mufin.label_records_file import check_number
 from mufin.manifest import BundleSizes, Encoders
 from mufin.training.encode import embed_items
 from mufin.training.item_arrays import ItemArrays
+from mufin.training.label_vectors import prototypes
 from mufin.training.progress import Reporter
 
 _MOST_QUERIES = 1000
@@ -96,10 +98,10 @@ def export_trained(
             "network.early_fusion is true: titles of such a network depend on images, which a bundle's title graph does not "
             "read; train with early_fusion=false"
         )
-    if trained.config.shortlist.more_than_embeddings:
+    if trained.config.shortlist.several_vectors:
         raise ConfigError(
-            "shortlist.prototype_weight, product_vectors or modality_vectors is set: a bundle's index holds one vector a label, "
-            "its own embedding; train with shortlist.prototype_weight=0, product_vectors=0 and modality_vectors=false"
+            "shortlist.product_vectors or modality_vectors is set: a bundle's index holds one vector a label; "
+            "train with shortlist.product_vectors=0 and modality_vectors=false"
         )
     with BundleWriter(target) as writer:
         folder = writer.folder
@@ -149,7 +151,16 @@ def _export_labels(
     slots = max(min(len(i.images), most) + bool(normalise_title(i.title)) for i in catalogue.labels)
     if attention is not None:
         write_cross_attention(folder / CROSS_FILE, attention.product, attention.label)
-    return write_records(folder, scratch, model.classifiers, attention, settings.record_type, slots), speed
+    found_by = partial(_found_by, trained)
+    return write_records(folder, scratch, model.classifiers, attention, settings.record_type, slots, found_by), speed
+
+
+def _found_by(trained: Trained, first: int, embeddings: FloatArray) -> FloatArray:
+    """(n, D) vectors by which labels from ``first`` on are found; ``embeddings`` (n, D): theirs."""
+    if trained.label_means is None:
+        return embeddings
+    means = trained.label_means[first : first + len(embeddings)]
+    return prototypes(embeddings, means, trained.config.shortlist.prototype_weight)
 
 
 def _export_label_texts(catalogue: Catalogue, folder: Path, settings: ExportSettings) -> None:

@@ -17,7 +17,7 @@ from mufin.catalogue import Catalogue, Item, ensure_validation, read_catalogue
 from mufin.combination import Combination
 from mufin.errors import ConfigError
 from mufin.evidence import Evidence
-from mufin.inputs import InputSpec, TitleTokenizer
+from mufin.inputs import FloatArray, InputSpec, TitleTokenizer
 from mufin.relevance import Relevance
 from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import Run, RunFacts, load_run
@@ -44,6 +44,8 @@ class Trained:
     """Evidence and the combination learned, of a run that has them."""
     origin: Mapping[str, Any]
     """What it was made from, in plain values without paths; stands in the manifest."""
+    label_means: FloatArray | None = None
+    """(L, D) as a run keeps them"""
 
 
 def trained_run(run_folder: Path, catalogue_folder: Path | None = None) -> tuple[Trained, Catalogue]:
@@ -78,7 +80,16 @@ def trained_from(run: Run, origin: Mapping[str, Any]) -> Trained:
     if run.evidence is not None and run.combination is not None:
         combined = run.evidence, run.combination
     return Trained(
-        folded, run.config, run.input_spec, run.score_spec, run.tokenizer_json, run.facts, run.metrics, combined, origin
+        folded,
+        run.config,
+        run.input_spec,
+        run.score_spec,
+        run.tokenizer_json,
+        run.facts,
+        run.metrics,
+        combined,
+        origin,
+        run.label_means,
     )
 
 

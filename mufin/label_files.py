@@ -28,8 +28,12 @@ LabelSource = Literal["trained", "encoder"]
 SOURCES: tuple[LabelSource, ...] = ("trained", "encoder")
 
 _LOOKUP = np.dtype([("hash", "<u8"), ("label", "<u8")])
-_DECODE = json.JSONDecoder().decode
+_DECODE = json.JSONDecoder().raw_decode  # lines begin with their list: decode() looks for blanks around it first
 _AGAIN = "run mufin-export again"
+
+
+LabelFields = tuple[str, str, tuple[str, ...], Mapping[str, Any]]
+"""id, title, images, metadata"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,19 @@ class LabelFile:
         found, expected = self._path.stat().st_size, int(self._offsets[-1])
         if found != expected:
             raise BundleError(f"{self._path}: has {found} bytes, its offsets end at {expected}: {_AGAIN}")
-        self._bytes: npt.NDArray[np.uint8] = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
+        self._bytes = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r")).data
 
-    def fields(self, index: int) -> tuple[str, str, tuple[str, ...], Mapping[str, Any]]:
-        """id, title, images, metadata of one label."""
-        start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        identifier, title, images, metadata = _DECODE(self._bytes[start:end].tobytes().decode())
+    def fields(self, index: int) -> LabelFields:
+        """Of one label."""
+        return self._parsed(int(self._offsets[index]), int(self._offsets[index + 1]))
+
+    def read(self, labels: Int64Array) -> list[LabelFields]:
+        """Of (N,) labels, in their order."""
+        starts, ends = self._offsets[labels].tolist(), self._offsets[labels + 1].tolist()
+        return [self._parsed(start, end) for start, end in zip(starts, ends, strict=True)]
+
+    def _parsed(self, start: int, end: int) -> LabelFields:
+        (identifier, title, images, metadata), _ = _DECODE(str(self._bytes[start:end], "utf-8"))
         return identifier, title, tuple(images), metadata
 
     def index_of(self, label_id: str, removed: Int64Array | None = None) -> int | None:

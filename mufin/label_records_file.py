@@ -247,9 +247,9 @@ class RecordFile:
         """(N,) bool: which of the labels came into the bundle without training."""
         return np.asarray(self._rows["source"][labels] == SOURCES.index("encoder"))
 
-    def source(self, label: int) -> LabelSource:
-        """How a label came into the bundle."""
-        return SOURCES[int(self._rows["source"][label])]
+    def sources(self, labels: Int64Array) -> list[LabelSource]:
+        """How each of (N,) labels came into the bundle."""
+        return [SOURCES[number] for number in self._rows["source"][labels].tolist()]
 
 
 def check_number(number: str) -> None:

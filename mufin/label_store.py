@@ -93,10 +93,12 @@ class BundleLabelStore:
         """Images in a label's bag, and whether its title follows them."""
         return self._bundle.records.layout(index)
 
-    def label(self, index: int) -> Label:
-        """What an answer says of a label."""
-        identifier, title, images, metadata = self._bundle.labels.fields(index)
-        return Label(index, identifier, title, images, metadata, self._bundle.records.source(index))
+    def describe(self, labels: Int64Array) -> list[Label]:
+        """What an answer says of (N,) labels, in their order."""
+        found = zip(
+            labels.tolist(), self._bundle.labels.read(labels), self._bundle.records.sources(labels), strict=True
+        )
+        return [Label(index, *fields, source) for index, fields, source in found]
 
     def index_of(self, label_id: str) -> int | None:
         """Position of a label, or None when there is no such id, or its label was removed."""

@@ -94,8 +94,8 @@ class LabelStore(Protocol):
     def bag_layout(self, index: int) -> tuple[int, bool]:
         """Images in a label's bag, and whether its title follows them: the slots of ``attention_weights``."""
 
-    def label(self, index: int) -> Label:
-        """What an answer says of a label."""
+    def describe(self, labels: Int64Array) -> list[Label]:
+        """What an answer says of (N,) labels, in their order."""
 
     def index_of(self, label_id: str) -> int | None:
         """Position of a label, or None when there is no such id."""

@@ -242,7 +242,7 @@ def match_labels(predictor: Predictor, catalogue: Catalogue, path: Path) -> Int6
     if not missing and size == len(found):
         return np.asarray(found, dtype=np.int64)
     known = {label.id for label in catalogue.labels}
-    surplus = [own for index in range(size) if (own := predictor.labels.label(index).id) not in known]
+    surplus = [label.id for label in predictor.labels.describe(np.arange(size)) if label.id not in known]
     raise BundleError(
         f"{path}: bundle has {size} labels, {catalogue.folder} has {len(found)}; {_some(missing)} of the catalogue are "
         f"not in the bundle, {_some(surplus)} of the bundle not in the catalogue: name the catalogue that the bundle "

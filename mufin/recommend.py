@@ -138,8 +138,7 @@ def _describe(predictor: Predictor, product: Product, pictures: Pictures, rankin
 
 def _results(predictor: Predictor, ranking: Ranking) -> list[dict[str, Any]]:
     results = []
-    for place, index in enumerate(ranking.labels):
-        label = predictor.labels.label(int(index))
+    for place, label in enumerate(predictor.labels.describe(ranking.labels)):
         results.append(
             {
                 "id": label.id,

@@ -6,8 +6,7 @@ Knows no models; the only place where a request's outcome is recorded, once, whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,8 +43,8 @@ class Answering:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._in_flight = 0
-        parts.metrics.requests_in_flight.set_function(lambda: self._in_flight)
+        self._in_flight = _InFlight(parts.settings.max_requests_in_flight)
+        parts.metrics.requests_in_flight.set_function(lambda: self._in_flight.count)
 
     def check_key(self, request: Request, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden. Notes the caller's name for the log line."""
@@ -78,7 +77,7 @@ class Answering:
         """POST /recommend, POST /bid-queries."""
         settings = self._parts.settings
         deadline = self._deadline(request, settings.deadline_milliseconds)
-        with self._counted():
+        with self._in_flight:
             await self._take_one(self.check_key(request, endpoint))
             recommender = self._parts.recommender(endpoint)
             wanted = parse(RecommendRequest, await self._body(request, deadline))
@@ -94,7 +93,7 @@ class Answering:
         """POST /recommend/batch, POST /bid-queries/batch: item by item."""
         settings = self._parts.settings
         deadline = self._deadline(request, settings.max_deadline_milliseconds)
-        with self._counted():
+        with self._in_flight:
             key = self.check_key(request, endpoint)
             await self._take_one(key)
             recommender = self._parts.recommender(endpoint)
@@ -149,17 +148,6 @@ class Answering:
         for reason in outcome.degraded:
             metrics.one(metrics.degraded, reason).inc()
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        most = self._parts.settings.max_requests_in_flight
-        if self._in_flight >= most:
-            raise Shed("too_many_requests", f"{self._in_flight} requests are being answered, {most} are allowed")
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
     def _deadline(self, request: Request, milliseconds: int) -> Deadline:
         text = _headers(request).get("x-request-timeout-ms")
         if text is not None:
@@ -179,6 +167,21 @@ class Answering:
             return await within(deadline.remaining(), reading)
         except TimeoutError as error:
             raise DeadlinePassed("the body did not arrive within the deadline") from error
+
+
+class _InFlight:
+    """Counts what is being answered; ``with`` one request. Raises Shed where there are too many already."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.count = most, 0
+
+    def __enter__(self) -> None:
+        if self.count >= self._most:
+            raise Shed("too_many_requests", f"{self.count} requests are being answered, {self._most} are allowed")
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
 
 
 def _headers(request: Request) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from mufin.inputs import FloatArray, Int64Array, normalise_title
 from mufin.predictor import LabelStore, Ranking, Shortlist
 from mufin.scoring import ScoreSpec
+
+# Of a long ranking: ten that differ are found among the first few.
+_DESCRIBED_AT_ONCE = 32
 
 StageName = Literal["reranked", "shortlist"]
 
@@ -71,8 +75,10 @@ class Ranked:
 
 def _first_of_each(store: LabelStore, labels: Int64Array, wanted: int | None) -> Iterator[int]:
     seen: set[tuple[str, ...]] = set()
-    for position, index in enumerate(labels):
-        words = tuple(sorted(normalise_title(store.label(int(index)).title).casefold().split()))
+    several = range(0, len(labels), _DESCRIBED_AT_ONCE)
+    described = chain.from_iterable(store.describe(labels[start : start + _DESCRIBED_AT_ONCE]) for start in several)
+    for position, label in enumerate(described):
+        words = tuple(sorted(normalise_title(label.title).casefold().split()))
         if words and words in seen:
             continue
         seen.add(words)
@@ -94,23 +100,26 @@ def results(
 ) -> list[dict[str, Any]]:
     """The answer's results; ``slots`` is given when an explanation is asked for."""
     rows: list[dict[str, Any]] = []
-    for row, index in enumerate(ranked.labels):
-        label = store.label(int(index))
-        classifier = None if ranked.classifier_scores is None else float(ranked.classifier_scores[row])
+    scores, shortlist_scores = ranked.scores.tolist(), ranked.shortlist_scores.tolist()
+    nothing: list[None] = [None] * len(scores)
+    classifiers = nothing if ranked.classifier_scores is None else ranked.classifier_scores.tolist()
+    probabilities = nothing if ranked.probabilities is None else ranked.probabilities.tolist()
+    for row, label in enumerate(store.describe(ranked.labels)):
+        classifier = classifiers[row]
         entry: dict[str, Any] = {
             "id": label.id,
             "title": label.title,
             "images": list(label.images),
-            "score": float(ranked.scores[row]),
-            "probability": None if ranked.probabilities is None else float(ranked.probabilities[row]),
-            "shortlist_score": float(ranked.shortlist_scores[row]),
+            "score": scores[row],
+            "probability": probabilities[row],
+            "shortlist_score": shortlist_scores[row],
             "classifier_score": classifier,
             "label_source": label.source,
             "metadata": dict(label.metadata),
         }
         if slots is not None:
             weights = None if attention is None else attention[row]
-            names = [] if weights is None else _label_slots(*store.bag_layout(int(index)))
+            names = [] if weights is None else _label_slots(*store.bag_layout(label.index))
             entry["explanation"] = _explanation(slots, names, weights, classifier, entry["shortlist_score"], spec)
         rows.append(entry)
     return rows

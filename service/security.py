@@ -21,6 +21,7 @@ SCOPES: frozenset[str] = frozenset(get_args(Scope))
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CHARSET = re.compile(r"charset\s*=\s*\"?([^\";\s]+)", re.IGNORECASE)
 _RATE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 # The old one and the new one: a third would be one that nobody took out.
 _LIVE_KEYS = 2
@@ -106,7 +107,7 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
     kind = kind.strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise NotJson(f"content-type is {kind[:80] or 'missing'}, needs application/json")
-    charset = re.search(r"charset\s*=\s*\"?([^\";\s]+)", parameters, re.IGNORECASE)
+    charset = _CHARSET.search(parameters) if parameters else None
     if charset is not None and charset.group(1).lower().replace("-", "") != "utf8":
         raise NotJson(f"charset is {charset.group(1)[:40]}, JSON is UTF-8")
     if content_encoding and content_encoding.strip().lower() != "identity":

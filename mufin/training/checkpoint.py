@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,7 @@ from mufin.combination import COMBINATION_FILE, Combination, read_combination, w
 from mufin.errors import CheckpointError
 from mufin.evidence import Evidence
 from mufin.evidence_file import EVIDENCE_FILE, read_evidence, write_evidence
-from mufin.inputs import InputSpec
+from mufin.inputs import FloatArray, InputSpec
 from mufin.scoring import ScoreSpec
 from mufin.training.config import TrainConfig
 from mufin.training.config_reading import config_from_json
@@ -32,6 +33,7 @@ from mufin.training.model import Mufin, ResidualAdapter, build_backbone, build_n
 
 MODEL_FOLDER = "model"
 STATE_FILE = "state.pt"
+MEANS_FILE = "label_means.npy"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Run:
     evidence: Evidence | None = None
     """With ``combination``, or neither."""
     combination: Combination | None = None
+    label_means: FloatArray | None = None
+    """(L, D) means of each label's training products, of a run whose labels are found by prototypes"""
 
 
 def hash_label_ids(ids: Sequence[str]) -> str:
@@ -89,6 +93,7 @@ def has_adapters(model: Mufin) -> bool:
 def save_run(
     folder: Path, model: Mufin, config: TrainConfig, score_spec: ScoreSpec, tokenizer_json: str, facts: RunFacts,
     metrics: Mapping[str, Any], identity: str, combined: tuple[Evidence, Combination] | None = None,
+    label_means: FloatArray | None = None,
 ) -> None:  # fmt: skip
     """Write ``folder``/model; ``run.json`` comes last and marks it whole. The resume state is removed then."""
     target = folder / MODEL_FOLDER
@@ -101,6 +106,8 @@ def save_run(
         evidence, combination = combined
         atomic_write(target / EVIDENCE_FILE, lambda path: write_evidence(path, evidence))
         atomic_write(target / COMBINATION_FILE, lambda path: write_combination(path, combination))
+    if label_means is not None:
+        atomic_write(target / MEANS_FILE, lambda path: _write_array(path, label_means))
     values = {
         "combined": combined is not None,
         "config": config.to_json(),
@@ -131,6 +138,11 @@ def finished_metrics(folder: Path, identity: str) -> dict[str, Any] | None:
     return metrics
 
 
+def _write_array(path: Path, array: FloatArray) -> None:
+    with path.open("wb") as handle:  # np.save would give a name of its own to a path
+        np.save(handle, array, allow_pickle=False)
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -159,10 +171,26 @@ def load_run(folder: Path) -> Run:
         raise CheckpointError(f"{target}: cannot be read: {error}") from error
     score_spec = ScoreSpec.from_json(values["score_spec"])
     found = Run(model.eval(), config, config.inputs, score_spec, tokenizer_json, facts, values["metrics"])
+    if config.shortlist.prototype_weight:
+        found = replace(
+            found, label_means=_read_means(target / MEANS_FILE, (facts.label_count, config.network.dimension))
+        )
     if not combined:
         return found
     evidence = read_evidence(target / EVIDENCE_FILE, config.network.dimension, facts.label_count)
     return replace(found, evidence=evidence, combination=read_combination(target / COMBINATION_FILE))
+
+
+def _read_means(path: Path, expected: tuple[int, int]) -> FloatArray:
+    try:
+        means: FloatArray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; train into a new folder") from error
+    if means.shape != expected or means.dtype != np.float32:
+        raise CheckpointError(
+            f"{path}: holds {means.shape} {means.dtype}, needs {expected} float32; train into a new folder"
+        )
+    return means
 
 
 @dataclass

@@ -166,17 +166,23 @@ class ShortlistConfig:
     exact_labels: int = 50_000
     """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
     prototype_weight: float = 0.0
-    """Weight of the mean of a label's training products in the vector that it is found by, beside its own embedding's; 0:
-    its embedding alone. This and the next two are for comparison in training: such a run is not exported."""
+    """Weight of the mean of a label's training products in the vector that it is found by, its prototype, beside its own
+    embedding's; 0: its embedding alone. Each shortlist embeds all training products once."""
     product_vectors: int = 0
-    """Centroids of its training products by which a label is found, too, at the most; rounded down to a power of two."""
+    """Centroids of its training products by which a label is found, too, at the most; rounded down to a power of two.
+    This and the next are for comparison in training: such a run is not exported."""
     modality_vectors: bool = False
     """True: a label that has both is found by its title alone and by its images alone, too."""
 
     @property
     def more_than_embeddings(self) -> bool:
         """Whether labels are found by more than their own embeddings."""
-        return self.prototype_weight > 0 or self.product_vectors > 0 or self.modality_vectors
+        return self.prototype_weight > 0 or self.several_vectors
+
+    @property
+    def several_vectors(self) -> bool:
+        """Whether labels have more than one vector."""
+        return self.product_vectors > 0 or self.modality_vectors
 
     def __post_init__(self) -> None:
         require(0 <= self.prototype_weight <= 1, f"prototype_weight is {self.prototype_weight}, must lie in 0..1")

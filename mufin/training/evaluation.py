@@ -66,9 +66,9 @@ class RankedSplit:
 @torch.no_grad()
 def encode_labels(
     model: Mufin, labels: ItemArrays, taught: TaughtBy, shortlist: ShortlistConfig, batch_size: int,
-    device: torch.device, bags_path: Path | None = None,
+    device: torch.device, bags_path: Path | None = None, means: FloatArray | None = None,
 ) -> EncodedLabels:  # fmt: skip
-    """Bags, embeddings, classifier vectors and the search index of every label."""
+    """Bags, embeddings, classifier vectors and the search index of every label; ``means``: as for ``label_vectors``."""
     model.eval()
     items = encode_items(model.encoder, labels, None, batch_size, device, bags_path=bags_path)
     classifiers = np.empty_like(items.embeddings)
@@ -77,7 +77,7 @@ def encode_labels(
         vectors = model.classifiers(rows, torch.from_numpy(items.embeddings[start : start + 65536]).to(device))
         classifiers[start : start + 65536] = vectors.float().cpu().numpy()
     embed = ItemEmbedder(model.encoder, batch_size, device)
-    found_by = label_vectors(embed, items.embeddings, labels, taught, shortlist)
+    found_by = label_vectors(embed, items.embeddings, labels, taught, shortlist, means)
     return EncodedLabels(items, classifiers, LabelSearch(found_by, taught.relevance.label_frequency(), shortlist))
 
 

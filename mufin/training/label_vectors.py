@@ -1,6 +1,6 @@
-"""What labels are found by in training: their own embeddings, or what ``shortlist``'s options put in place or beside.
+"""What labels are found by: their own embeddings, or what ``shortlist``'s options put in place or beside.
 
-Knows no search. For comparison: the index of a bundle holds one vector a label, its own embedding.
+Knows no search. The index of a bundle holds one vector a label: its embedding, or its prototype.
 Sources: label prototypes as in PRIME (Dahiya et al. 2024), there learned in training, here means of what was learned.
 """
 
@@ -62,22 +62,23 @@ class ItemEmbedder:
 
 
 def label_vectors(
-    embed: ItemEmbedder, embeddings: FloatArray, labels: ItemArrays, taught: TaughtBy, config: ShortlistConfig
-) -> LabelVectors:
-    """By the config's options; ``embeddings`` (L, D) of the labels. Training products are held in memory, N x D."""
+    embed: ItemEmbedder, embeddings: FloatArray, labels: ItemArrays, taught: TaughtBy, config: ShortlistConfig,
+    means: FloatArray | None = None,
+) -> LabelVectors:  # fmt: skip
+    """By the config's options; ``embeddings`` (L, D) of the labels. Training products are held in memory, N x D.
+
+    ``means``: those of a run that kept them; None: made now.
+    """
     if not config.more_than_embeddings:
         return LabelVectors.own(embeddings)
     vectors, owners = [embeddings], [np.arange(len(embeddings))]
-    if config.prototype_weight or config.product_vectors:
-        products = embed(taught.products, taught.rows) if len(taught.rows) else np.zeros_like(embeddings[:0])
-        means, having = _means(products, taught.relevance)
-        weight = np.float32(config.prototype_weight)
-        vectors[0] = embeddings.copy()
-        vectors[0][having] = l2_normalise((1 - weight) * embeddings[having] + weight * means)
-        if config.product_vectors:
-            centroids, of = _centroids(products, taught.relevance, config.product_vectors)
-            vectors.append(centroids)
-            owners.append(of)
+    if config.prototype_weight:
+        means = label_means(embed, taught) if means is None else means
+        vectors[0] = prototypes(embeddings, means, config.prototype_weight)
+    if config.product_vectors:
+        centroids, of = _centroids(_embedded(embed, taught), taught.relevance, config.product_vectors)
+        vectors.append(centroids)
+        owners.append(of)
     if config.modality_vectors:
         both = np.flatnonzero(labels.has_title & (np.diff(labels.image_offsets) > 0))
         for alone in (labels.without_images(), labels.without_titles()) if len(both) else ():
@@ -94,14 +95,28 @@ def _by_label(relevance: Relevance) -> Relevance:
     return Relevance.from_pairs(labels, rows, relevance.label_count, relevance.row_count)
 
 
-def _means(products: FloatArray, relevance: Relevance) -> tuple[FloatArray, Int64Array]:
-    """(m, D) unit means of the products (N, D) of each label that has any, and those labels."""
-    own = _by_label(relevance)
-    having = np.flatnonzero(own.row_sizes())
-    means = np.zeros((len(having), products.shape[1]), dtype=np.float32)
-    for place, label in enumerate(having):
-        means[place] = products[own.row(int(label))].mean(axis=0)
-    return l2_normalise(means), having
+def label_means(embed: ItemEmbedder, taught: TaughtBy) -> FloatArray:
+    """(L, D) means of each label's training products, unit length; 0 for a label that has none."""
+    own, products = _by_label(taught.relevance), _embedded(embed, taught)
+    means = np.zeros((own.row_count, products.shape[1]), dtype=np.float32)
+    for label in np.flatnonzero(own.row_sizes()):
+        means[label] = products[own.row(int(label))].mean(axis=0)
+    return l2_normalise(means)
+
+
+def prototypes(embeddings: FloatArray, means: FloatArray, weight: float) -> FloatArray:
+    """(n, D) of unit length: labels' embeddings (n, D) and means (n, D) weighted; the embedding where the mean is 0."""
+    own = np.float32(weight)
+    return np.where(
+        (means != 0).any(axis=1, keepdims=True), l2_normalise((1 - own) * embeddings + own * means), embeddings
+    )
+
+
+def _embedded(embed: ItemEmbedder, taught: TaughtBy) -> FloatArray:
+    """(N, D) training products."""
+    if not len(taught.rows):
+        return embed(taught.products, np.zeros(1, dtype=np.int64))[:0]
+    return embed(taught.products, taught.rows)
 
 
 def _centroids(products: FloatArray, relevance: Relevance, most: int) -> tuple[FloatArray, Int64Array]:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mufin.catalogue import Catalogue, ensure_validation
 from mufin.errors import CheckpointError
-from mufin.inputs import Int64Array, TitleTokenizer
+from mufin.inputs import FloatArray, Int64Array, TitleTokenizer
 from mufin.scoring import ScoreSpec
 from mufin.training.checkpoint import (
     RunFacts,
@@ -27,6 +27,7 @@ from mufin.training.checkpoint import (
     add_adapters,
     finished_metrics,
     has_adapters,
+    load_run,
     load_state,
     save_run,
 )
@@ -38,6 +39,7 @@ from mufin.training.encode import (
 )
 from mufin.training.folds import FOLDS_FOLDER, Folds, Titles, train_folds
 from mufin.training.item_arrays import prepare
+from mufin.training.label_vectors import ItemEmbedder, label_means
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
 from mufin.training.memory import out_of_memory_explained
 from mufin.training.mining import (
@@ -345,7 +347,10 @@ def finish(
     if not session.scored:
         if session.workers.is_main:
             spec = ScoreSpec(shortlist_size=session.config.shortlist.size)
-            save_run(session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity)
+            save_run(
+                session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity,
+                label_means=_label_means(session, data),
+            )  # fmt: skip
         return {}
     fitted = fit_scores(session, data, cache / "bags.npy", folds=folds)
     combined, learned, model = None, fitted.combiner, session.model
@@ -361,10 +366,20 @@ def finish(
     if session.workers.is_main:
         save_run(
             session.folder, model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
-            session.identity, combined,
+            session.identity, combined, _label_means(session, data),
         )  # fmt: skip
         draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
     return fitted.metrics
+
+
+def _label_means(session: Session, data: TrainingData) -> FloatArray | None:
+    """What prototypes need, of the network that is kept; None where labels are found by their embeddings alone."""
+    if not session.config.shortlist.prototype_weight:
+        return None
+    if session.config.refit == "network":
+        return load_run(session.folder / REFIT_FOLDER).label_means
+    embed = ItemEmbedder(session.model.encoder, session.config.encode_batch_size, session.device)
+    return label_means(embed, data.taught)
 
 
 def _restore(session: Session, state: TrainState) -> None:

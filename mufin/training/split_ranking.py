@@ -46,7 +46,7 @@ def rank_split(
         taught = TaughtBy(products, train.products, train.relevance)
         size = run.config.encode_batch_size
         bags = Path(folder) / "bags.npy"
-        encoded = encode_labels(run.model, labels, taught, run.config.shortlist, size, device, bags)
+        encoded = encode_labels(run.model, labels, taught, run.config.shortlist, size, device, bags, run.label_means)
         queries = encode_items(run.model.encoder, products, rows, size, device)
         forbidden = forbidden_pairs(catalogue).select(rows)
         wanted = shortlist_size or run.score_spec.shortlist_size

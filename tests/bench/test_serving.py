@@ -10,7 +10,7 @@ import pytest
 
 from bench.int8 import SMOKE
 from bench.open_loop import Reply
-from bench.serving import LOADS, Load, mean, milliseconds
+from bench.serving import LOADS, Load, mean, milliseconds, queueing_spread
 from bench.serving_bundle import TITLE_TOKENS, make_serving_bundle, title
 from bench.serving_labels import label_times
 from bench.serving_report import goals
@@ -91,3 +91,12 @@ def test_the_bundle_is_one_that_the_service_opens(tmp_path: Path) -> None:
     assert tokens.mask.sum(axis=1).tolist() == [TITLE_TOKENS] * 5
     assert predictor.tokenizer.known_tokens(predictor.tokenizer.encode([title(3)])) == [(TITLE_TOKENS - 2, 0)]
     assert label_times(bundle)["recall"] == 1.0
+
+
+def test_queueing_alone_spreads_as_theory_says() -> None:
+    """M/D/1 at .7: a median of 1.73 services and a 99th percentile of 7.5; unit and batches that save nothing change nothing
+    but company's end; those that save much come below."""
+    alone = queueing_spread(arrivals=100_000)
+    assert 4.0 < alone < 4.6
+    assert queueing_spread(20.0, 20.0, arrivals=100_000) == pytest.approx(alone, abs=0.02)
+    assert queueing_spread(4.0, 1.0, 32, arrivals=100_000) < queueing_spread(2.0, 1.0, 32, arrivals=100_000) < alone

@@ -87,8 +87,9 @@ def test_a_bundle_carries_what_answers_need(bundle: Path, products_run: Path) ->
     """Titles, metadata to filter by, images behind the base URL, exclude pairs, provenance, the catalogue's name."""
     predictor, catalogue = open_predictor(bundle), read_catalogue(products_run.parent / "shop")
     assert predictor.name == "shop"
-    for index, item in enumerate(catalogue.labels):
-        label = predictor.labels.label(index)
+    described = predictor.labels.describe(np.arange(len(catalogue.labels)))
+    for index, (label, item) in enumerate(zip(described, catalogue.labels, strict=True)):
+        assert label.index == index
         assert (label.id, label.title, dict(label.metadata)) == (item.id, item.title, dict(item.metadata))
         assert label.images == tuple(f"https://shop.example/media/{image}" for image in item.images)
         assert predictor.labels.excluded(item.id).tolist() == [index]

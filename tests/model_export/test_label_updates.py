@@ -54,7 +54,7 @@ def ranked(predictor: Predictor, title: str, colours: Sequence[str] = (), k: int
     pixels = [decode_image(picture(colour), SIDE) for colour in colours]
     stacked = np.stack(pixels) if pixels else np.zeros((0, SIDE, SIDE, 3), np.uint8)
     ranking = predictor.rank(predictor.embed([title], [stacked]), k)[0]
-    return [predictor.labels.label(int(label)).id for label in ranking.labels]
+    return [label.id for label in predictor.labels.describe(ranking.labels)]
 
 
 @pytest.mark.parametrize("record_type", ["float32", "float16", "int8"])
@@ -74,10 +74,10 @@ def test_an_added_label_is_found_by_its_own_title_and_pictures(
     assert ranked(predictor, "red shirt cotton", ["red"])[0] == "N0"
     assert ranked(predictor, "blue bag cotton cotton")[0] == "N1"
     assert ranked(predictor, "", ["green", "white"])[0] == "N2"
-    label = predictor.labels.label(40)
+    before, label = predictor.labels.describe(np.asarray([39, 40]))
     assert (label.id, label.title, label.source) == ("N0", "red shirt cotton", "encoder")
     assert label.images == ("https://cdn.example/p/red.png",)
-    assert predictor.labels.label(39).source == "trained"
+    assert before.source == "trained"
     assert predictor.encoder_id == open_predictor(old).encoder_id
     assert predictor.bundle_id != open_predictor(old).bundle_id
 
@@ -167,9 +167,9 @@ def test_many_tombstones_are_cleared_away(index: IndexSettings | None, tmp_path:
     assert predictor.labels.size == 35
     kept = [name for name in best if name not in gone]
     assert ranked(predictor, "red shirt men", ["red"], k=len(kept))[:10] == kept[:10]
-    assert [predictor.labels.label(int(i)).id for i in predictor.labels.excluded("P")] == ["L20", "L39"]
+    assert [label.id for label in predictor.labels.describe(predictor.labels.excluded("P"))] == ["L20", "L39"]
     cheap = predictor.labels.allowed_by({"price": {"lte": 25}})
-    assert [predictor.labels.label(int(i)).id for i in np.flatnonzero(cheap)] == ["L4", "L5"]
+    assert [label.id for label in predictor.labels.describe(np.flatnonzero(cheap))] == ["L4", "L5"]
 
 
 def test_a_removed_id_may_come_back(tmp_path: Path) -> None:

@@ -62,9 +62,11 @@ def test_what_was_written_is_read_back(original: Path) -> None:
     bundle = open_bundle(original)
     labels = tiny_labels(40)
     assert [bundle.labels.fields(i) for i in range(40)] == [(o.id, o.title, o.images, o.metadata) for o in labels]
+    order = np.random.default_rng(0).permutation(40)
+    assert bundle.labels.read(order) == [bundle.labels.fields(int(i)) for i in order]
     assert [bundle.labels.index_of(o.id) for o in labels] == list(range(40))
     assert bundle.labels.index_of("absent") is None
-    assert {bundle.records.source(i) for i in range(40)} == {"trained"}
+    assert bundle.records.sources(np.arange(40)) == ["trained"] * 40
     assert [bundle.records.layout(i) for i in range(40)] == [(len(o.images), bool(o.title)) for o in labels]
 
 

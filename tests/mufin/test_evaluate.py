@@ -112,7 +112,7 @@ def product_by_product(bundle: Path, shop: Path, excluded: bool) -> dict[str, li
         banned = {catalogue.labels[i].id for i in catalogue.exclude.row(int(row))} if excluded else set()
         out = [predictor.labels.index_of(own) for own in banned | ({item.id} & index.keys())]
         ranking = predictor.rank(bag, 12, excluded=[np.array(sorted(i for i in out if i is not None), np.int64)])[0]
-        labels = np.array([index[predictor.labels.label(int(i)).id] for i in ranking.labels])
+        labels = np.array([index[label.id] for label in predictor.labels.describe(ranking.labels)])
         by = {"shortlist": ranking.shortlist_scores, "classifier": ranking.classifier_scores, "fused": ranking.scores}
         for name, scores in by.items():
             found[name].append([label for _, label in sorted(zip(-scores, labels.tolist(), strict=True))[:10]])

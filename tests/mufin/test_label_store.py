@@ -94,8 +94,8 @@ def test_filters_reach_the_search(exact: BundleLabelStore) -> None:
     """allowed_by gives the mask that search takes."""
     allowed = exact.allowed_by({"category": ["hat", "bag"], "price": {"lte": 100}, "stock": True})
     labels, _ = exact.search(queries(3), 5, allowed)
-    for index in labels[labels >= 0]:
-        fields = exact.label(int(index)).metadata
+    for label in exact.describe(labels[labels >= 0]):
+        fields = label.metadata
         assert fields["category"] in ("hat", "bag")
         assert fields["price"] <= 100
         assert fields["stock"] is True

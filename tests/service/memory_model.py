@@ -94,8 +94,8 @@ class MemoryLabels:
     def bag_layout(self, index: int) -> tuple[int, bool]:
         return 0, True
 
-    def label(self, index: int) -> Label:
-        return self._labels[index]
+    def describe(self, labels: Int64Array) -> list[Label]:
+        return [self._labels[index] for index in labels.tolist()]
 
     def index_of(self, label_id: str) -> int | None:
         return self._by_id.get(label_id)

@@ -44,7 +44,7 @@ async def test_the_service_answers_what_the_predictor_computes(bundle: Path) -> 
         for _ in range(2):
             response = await client.post("/recommend", json=body)
             answer = RecommendAnswer.model_validate_json(response.content)
-            ids = [predictor.labels.label(int(index)).id for index in expected.labels]
+            ids = [label.id for label in predictor.labels.describe(expected.labels)]
             assert [result.id for result in answer.results] == ids
             assert [result.score for result in answer.results] == pytest.approx(expected.scores.tolist(), abs=1e-6)
             assert answer.modalities_used == ["title", "image"]
@@ -113,4 +113,4 @@ async def test_records_are_mapped_or_resident_as_set(bundle: Path, resident: boo
     predictor = open_predictor(bundle)
     none = np.zeros((0, SIDE, SIDE, 3), dtype=np.uint8)
     (expected,) = predictor.rank(predictor.embed(["red shirt men"], [none]), 10)
-    assert [r.id for r in answer.results] == [predictor.labels.label(int(index)).id for index in expected.labels]
+    assert [r.id for r in answer.results] == [label.id for label in predictor.labels.describe(expected.labels)]

@@ -11,16 +11,26 @@ import torch
 
 from model_export.export import ExportSettings, export
 from mufin.catalogue import Relevance, read_catalogue
-from mufin.errors import ConfigError
+from mufin.errors import CheckpointError, ConfigError
 from mufin.inputs import FloatArray, Int64Array, TitleTokenizer
+from mufin.predictor import open_predictor
+from mufin.rankings import open_subject
 from mufin.scoring import l2_normalise
-from mufin.training.checkpoint import load_run
+from mufin.training.checkpoint import MEANS_FILE, load_run
 from mufin.training.config import ShortlistConfig
 from mufin.training.item_arrays import ItemArrays, prepare
-from mufin.training.label_vectors import ItemEmbedder, LabelVectors, TaughtBy, label_vectors
+from mufin.training.label_vectors import (
+    ItemEmbedder,
+    LabelVectors,
+    TaughtBy,
+    label_means,
+    label_vectors,
+    prototypes,
+)
 from mufin.training.preparation import new_network, training_data
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.refit import with_validation
 from mufin.training.shortlist import LabelSearch
 from mufin.training.split_ranking import rank_split
 from mufin.training.tokenizer import train_wordpiece
@@ -141,7 +151,7 @@ def test_a_label_comes_once_with_the_cosine_of_its_nearest_vector() -> None:
         assert {label for label in right if label % 50 == 0} <= set(row)
 
 
-def test_a_run_with_them_trains_ranks_and_is_refused_at_export(tmp_path: Path) -> None:
+def test_a_run_with_several_vectors_a_label_ranks_and_is_refused_at_export(tmp_path: Path) -> None:
     """The shortlist's scores are those of the vectors; the export says which options to leave out."""
     catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "c"))
     changes = "shortlist.prototype_weight=0.5", "shortlist.product_vectors=2", "shortlist.modality_vectors=true"
@@ -157,9 +167,50 @@ def test_a_run_with_them_trains_ranks_and_is_refused_at_export(tmp_path: Path) -
     for query, labels, scores in zip(queries, ranked.rows["shortlist"], ranked.scores["shortlist"], strict=True):
         kept = labels >= 0
         np.testing.assert_allclose(scores[kept], search.cosines(query, labels[kept]), atol=1e-5)
-    with pytest.raises(ConfigError, match=r"prototype_weight, product_vectors or modality_vectors.*prototype_weight=0"):
+    with pytest.raises(ConfigError, match=r"product_vectors or modality_vectors.*product_vectors=0"):
         export(tmp_path / "run", tmp_path / "bundle", ExportSettings(), QUIET)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("refit", ["none", "network"])
+def test_prototypes_are_kept_exported_and_searched(tmp_path: Path, refit: str) -> None:
+    """A bundle's labels are found by what the run kept, of the network that it kept; its answers are the run's own."""
+    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "c"))
+    config = tiny_config("shortlist.prototype_weight=0.4", f"refit={refit}", "siamese.epochs=2", "ranker.epochs=1")
+    train(catalogue, config, tmp_path / "run", QUIET)
+    run = load_run(tmp_path / "run")
+    tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
+    taught = with_validation(catalogue) if refit == "network" else catalogue
+    data = training_data(taught, *prepare(catalogue, run.input_spec, tokenizer, tmp_path, QUIET.step))
+    embed = ItemEmbedder(run.model.encoder, run.config.encode_batch_size, torch.device("cpu"))
+    assert run.label_means is not None
+    np.testing.assert_allclose(run.label_means, label_means(embed, data.taught), atol=1e-5)
+    export(tmp_path / "run", tmp_path / "bundle", ExportSettings(), QUIET)
+    predictor = open_predictor(tmp_path / "bundle")
+    expected = prototypes(embed(data.labels), run.label_means, 0.4)
+    assert float(np.abs(expected - embed(data.labels)).max()) > 0.01
+    np.testing.assert_allclose(predictor.labels.embeddings(np.arange(len(expected))), expected, atol=1e-4)
+    ours, theirs = (
+        open_subject(tmp_path / name).rank(catalogue, "valid", False, QUIET.step).allowed for name in ("run", "bundle")
+    )
+    for name in ("shortlist", "fused"):
+        assert (ours[name][:, :5] == theirs[name][:, :5]).mean() > 0.9  # near ties may change places
+
+
+def test_a_run_whose_means_are_gone_or_of_other_labels_is_refused(tmp_path: Path) -> None:
+    """With the file, and both shapes."""
+    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "c"))
+    config = tiny_config(
+        "shortlist.prototype_weight=0.4", "siamese.epochs=1", "frozen_ranker.epochs=1", "ranker.epochs=0"
+    )
+    train(catalogue, config, tmp_path / "run", QUIET)
+    path = tmp_path / "run" / "model" / MEANS_FILE
+    np.save(path, np.zeros((3, 8), np.float32))
+    with pytest.raises(CheckpointError, match=r"label_means\.npy: holds \(3, 8\) float32, needs \(20, 8\) float32"):
+        load_run(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"label_means\.npy: cannot be read"):
+        load_run(tmp_path / "run")
 
 
 def test_a_label_without_training_products_is_found_without_them(
