@@ -133,7 +133,7 @@ async def _open_and_watch(parts: Parts, open_model: OpenModel, settle: Callable[
             host=settings.host,
             remedy="set MUFIN_API_KEYS_FILE, or let only a gateway reach this address",
         )
-    if not parts.folders():
+    if not parts.folders:
         log.warning("no_bundle", remedy="set MUFIN_RECOMMEND_BUNDLE or MUFIN_BID_QUERIES_BUNDLE")
     try:
         await parts.open(open_model, settle)

@@ -29,14 +29,13 @@ class _Begun(Generic[Out]):
         self._work = work
         self._result: list[Out] = []
         self._awaited: Any = None
+        self.is_done = False
+        """Whether it never had to wait"""
         try:
             self._awaited = work.send(None)
         except StopIteration as end:
             self._result.append(end.value)
-
-    @property
-    def is_done(self) -> bool:
-        return bool(self._result)
+            self.is_done = True
 
     def __await__(self) -> Generator[Any, Any, Out]:
         if self._result:

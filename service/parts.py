@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -52,6 +53,7 @@ class Parts:
     served: Served = field(init=False)
     _vectors: WeakValueDictionary[int, Vectors] = field(default_factory=WeakValueDictionary)
 
+    @cached_property
     def folders(self) -> dict[Endpoint, Path]:
         """The bundle folder of every endpoint that has one."""
         wanted: dict[Endpoint, Path | None] = {
@@ -62,7 +64,7 @@ class Parts:
 
     def recommender(self, endpoint: Endpoint) -> Recommender:
         """Raises NotReady before the bundles are open, NoBundle for an endpoint without one."""
-        if endpoint not in self.folders():
+        if endpoint not in self.folders:
             raise NoBundle(f"nothing is served behind /{endpoint}")
         if not self.lifecycle.answers:
             raise NotReady(f"the service is {self.lifecycle.phase.value}")
@@ -76,7 +78,7 @@ class Parts:
         """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""
         settings = self.settings
         opener = Opener(open_model, settings.verify_bundles, settings.intra_op_threads, settings.resident_records)
-        self.served = Served(self.folders(), opener, self._recommender, self.metrics, self.block_lists)
+        self.served = Served(self.folders, opener, self._recommender, self.metrics, self.block_lists)
         await self.served.open()
         await asyncio.to_thread(settle)
         self.lifecycle.ready()

@@ -164,7 +164,9 @@ class Recommender:
 
     def _check_filter(self, request: RecommendRequest) -> None:
         """A key that no label has is a typo, and a typo must not answer nothing."""
-        keys = self._model.labels.filter_keys if request.filter else ()
+        if not request.filter:
+            return
+        keys = self._model.labels.filter_keys
         unknown = [key for key in request.filter if key not in keys]
         if unknown:
             known = ", ".join(keys[:20]) or "none"
