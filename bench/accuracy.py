@@ -84,10 +84,7 @@ SINGLE_MODALITIES = ("labels by title and images alone, too", "shortlist.modalit
 """The same, where there are pictures."""
 EARLY_FUSION = ("with early fusion", "network.early_fusion=true")
 """The same, where title encoders are trained and there are pictures."""
-FULL_OPTIONS = (
-    ("with tail calibration", "combination.tail_calibration=0.1"),
-    ("labels by prototypes", "shortlist.prototype_weight=0.5"),
-)
+FULL_OPTIONS = (("with tail calibration", "combination.tail_calibration=0.1"),)
 """(what is other than in the recipe, its changes); to be compared with the full model."""
 
 
