@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -72,12 +72,46 @@ def limited_head(max_bytes: int) -> Iterator[HeadAllowance]:
         _HEAD.reset(token)
 
 
+class _Readable:
+    """Which kept connections have something to read, which before a request means their end.
+
+    httpcore looks at every one of them at the beginning and the end of every fetch: the system is asked once for all that
+    are looked at in one go, that is, until the event loop's next turn.
+    """
+
+    def __init__(self) -> None:
+        self._watched = select.poll()
+        self._found: frozenset[int] | None = None
+
+    def watch(self, handle: int) -> None:
+        """From now on, in place of what had the number before."""
+        self._watched.register(handle, select.POLLIN)
+        self._found = None
+
+    def leave(self, handle: int) -> None:
+        """It is closed."""
+        with suppress(KeyError):
+            self._watched.unregister(handle)
+
+    def has(self, handle: int) -> bool:
+        """Whether a watched one is readable, or at its end."""
+        if self._found is None:
+            self._found = frozenset(ready for ready, _ in self._watched.poll(0))
+            asyncio.get_running_loop().call_soon(self._forget)
+        return handle in self._found
+
+    def _forget(self) -> None:
+        self._found = None
+
+
 class _Stream(httpcore.AsyncNetworkStream):
     """A connection that keeps to the task's HeadAllowance."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: httpcore.AsyncNetworkStream, readable: _Readable) -> None:
+        self._stream, self._readable = stream, readable
         self._socket: Any = None
+        self._handle = -1
+        """The socket's, once it is watched"""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
         """At most so many bytes. Raises httpcore.RemoteProtocolError for a head that does not end."""
@@ -97,6 +131,9 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         """Hang up."""
+        if self._handle >= 0 and self._socket.fileno() == self._handle:  # else it may be another's by now
+            self._readable.leave(self._handle)
+        self._handle = -1
         await self._stream.aclose()
 
     async def start_tls(
@@ -107,37 +144,37 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         """The same, encrypted."""
         try:
-            return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+            return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._readable)
         except BaseException:
             # httpcore leaves the socket open when a request is given up during the handshake.
             await self._stream.aclose()
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """As the connection below. Whether it can be read is asked of every kept connection at every fetch."""
+        """As the connection below; whether it can be read is true of a closed one, too."""
         if info != "is_readable":
             return self._stream.get_extra_info(info)
         if self._socket is None:  # asked once: AnyIO gathers all its attributes to give one of them
             self._socket = self._stream.get_extra_info("socket")
-        return _is_readable(self._socket)
-
-
-def _is_readable(connection: Any) -> bool:
-    """Whether a kept socket has something to read, which before a request means its end; a closed one has, too."""
-    handle = -1 if connection is None else connection.fileno()
-    if handle < 0:
-        return True
-    looking = select.poll()
-    looking.register(handle, select.POLLIN)
-    return bool(looking.poll(0))
+        handle = -1 if self._socket is None else self._socket.fileno()
+        if handle < 0:
+            return True
+        if handle != self._handle:
+            self._handle = handle
+            self._readable.watch(handle)
+        return self._readable.has(handle)
 
 
 class TrustedBackend(httpcore.AnyIOBackend):
     """Dials whatever it is told: for origins that the operator named."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._readable = _Readable()
+
     async def connect_tcp(self, *arguments: Any, **names: Any) -> httpcore.AsyncNetworkStream:
         """As httpcore's own."""
-        return _Stream(await super().connect_tcp(*arguments, **names))
+        return _Stream(await super().connect_tcp(*arguments, **names), self._readable)
 
 
 class PublicBackend(httpcore.AsyncNetworkBackend):
@@ -152,6 +189,7 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
         self._public = public
         self._resolve = resolve
         self._dialler = dialler or httpcore.AnyIOBackend()
+        self._readable = _Readable()
 
     async def connect_tcp(
         self,
@@ -179,7 +217,7 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
             if peer is None or not self._may_dial(peer[0]):
                 await stream.aclose()
                 raise httpcore.ConnectError("refused")
-            return _Stream(stream)
+            return _Stream(stream, self._readable)
         raise httpcore.ConnectError("no address")
 
     async def connect_unix_socket(
