@@ -30,7 +30,9 @@ VECTOR_UNIT = 32767
 _AGAIN = "run mufin-export again"
 _ROWS_AT_ONCE = 8192
 _SCORES_AT_ONCE = 1 << 22
-_RESCORED_AT_ONCE = 1 << 16
+# Vectors compared at once: they stay in a core's cache, and below what glibc asks the system for anew every time where
+# the service has it give large blocks back: a page fault for every 4 KB made a batch's search half as slow again.
+_RESCORED_BYTES = 3 << 18
 # Sums in another order differ by some 1e-7 of a unit query's scores: what is closer may be a tie.
 _ROUNDING = 1e-6
 # More than asked for of an exact search, so that ties at the cut are seen.
@@ -199,7 +201,7 @@ class LabelSearch:
     def _ordered(self, queries: FloatArray, found: Int64Array, wanted: int) -> tuple[Int64Array, FloatArray]:
         """The ``wanted`` best of (B, n) found labels by their true scores; -1 and -inf behind where there are fewer."""
         scores = np.empty(found.shape, dtype=np.float32)
-        step = max(1, _RESCORED_AT_ONCE // found.shape[1])
+        step = max(1, _RESCORED_BYTES // (4 * queries.shape[1] * found.shape[1]))
         for start in range(0, len(found), step):
             scores[start : start + step] = self._scores(queries[start : start + step], found[start : start + step])
         scores[found < 0] = -np.inf
