@@ -30,7 +30,7 @@ from tests.service.redis_process import redis_process
 
 UTILISATION = 0.65
 """The HPA's target: beyond it waiting grows, below it cores idle."""
-SERVING = Path("bench/results/2026-11-26-serving.json")
+SERVING = Path("bench/results/2026-11-27-serving.json")
 OUT = Path("bench/results/2026-11-26-capacity.json")
 _ENTRIES = 20_000
 _DAY = 86_400.0
