@@ -11,6 +11,7 @@ from asyncio import Transport
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.joined_writes import JoinedWrites
 from service.peers import PEER, Peer
 
 MOST_HEAD_BYTES = 1 << 16
@@ -30,7 +31,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client is there."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]  # has what it uses of one
         self._peer = Peer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -5,12 +5,10 @@ Knows no endpoint; plain ASGI, so that it costs microseconds.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
-from service.peers import PEER
 from service.problems import problem_response, status_response
 from service.telemetry import RECORD, Metrics, get_logger
 from service.tracing import RequestSpan
@@ -75,12 +72,7 @@ class RequestMiddleware:
         finally:
             seconds, route = time.perf_counter() - began, self._route(scope)
             span.end(scope["method"], route, status or 499, request_id)
-            record = partial(self._record, scope, request_id, route, status or 499, seconds, span)
-            if PEER in scope:
-                # uvloop sends when this turn of the loop is over: who waits for the answer need not wait for its records.
-                asyncio.get_running_loop().call_soon(record)
-            else:
-                record()
+            self._record(scope, request_id, route, status or 499, seconds, span)  # the answer is on its way already
 
     def _is_on_wrong_port(self, scope: Scope) -> bool:
         server = scope.get("server")
