@@ -76,7 +76,9 @@ class LabelFile:
         return [self._parsed(start, end) for start, end in zip(starts, ends, strict=True)]
 
     def _parsed(self, start: int, end: int) -> LabelFields:
-        (identifier, title, images, metadata), _ = _DECODE(str(self._bytes[start:end], "utf-8"))
+        (identifier, title, images, metadata), decoded = _DECODE(text := str(self._bytes[start:end], "utf-8"))
+        if decoded + 1 != len(text):
+            raise BundleError(f"{self._path}: what stands at {start} to {end} is more than one label: {_AGAIN}")
         return identifier, title, tuple(images), metadata
 
     def index_of(self, label_id: str, removed: Int64Array | None = None) -> int | None:

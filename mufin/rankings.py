@@ -24,6 +24,7 @@ from mufin.relevance import Relevance
 
 RANKINGS = ("shortlist", "classifier", "fused")
 _READERS = 8
+_DESCRIBED_AT_ONCE = 8192
 _SHOWN_IDS = 3
 
 Progress = Callable[[str, int, int], None]
@@ -242,7 +243,8 @@ def match_labels(predictor: Predictor, catalogue: Catalogue, path: Path) -> Int6
     if not missing and size == len(found):
         return np.asarray(found, dtype=np.int64)
     known = {label.id for label in catalogue.labels}
-    surplus = [label.id for label in predictor.labels.describe(np.arange(size)) if label.id not in known]
+    blocks = (np.arange(start, min(start + _DESCRIBED_AT_ONCE, size)) for start in range(0, size, _DESCRIBED_AT_ONCE))
+    surplus = [label.id for block in blocks for label in predictor.labels.describe(block) if label.id not in known]
     raise BundleError(
         f"{path}: bundle has {size} labels, {catalogue.folder} has {len(found)}; {_some(missing)} of the catalogue are "
         f"not in the bundle, {_some(surplus)} of the bundle not in the catalogue: name the catalogue that the bundle "

@@ -82,6 +82,11 @@ class StrictHttpProtocol(HttpToolsProtocol):
             raise ValueError("chunked is the only transfer coding that is read")
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer without a body, to HEAD, is a head alone."""
+        self.transport.send_held()  # type: ignore[attr-defined]
+        super().on_response_complete()
+
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MOST_HEAD_BYTES:

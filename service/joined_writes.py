@@ -26,11 +26,11 @@ class JoinedWrites:
             self._transport.write(held + content)
         elif content:
             self._held = content
-            self._call_soon(self._send_held)
+            self._call_soon(self.send_held)
 
     def close(self) -> None:
         """Send what is held, then close."""
-        self._send_held()
+        self.send_held()
         self._transport.close()
 
     def abort(self) -> None:
@@ -41,7 +41,8 @@ class JoinedWrites:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def _send_held(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
+    def send_held(self) -> None:
+        """Nothing follows for now. On a connection that is lost already it goes nowhere, as any write would."""
+        held, self._held = self._held, b""
+        if held and not self.is_closing():
             self._transport.write(held)

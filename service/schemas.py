@@ -161,7 +161,10 @@ class RecommendRequest(_Request):
     """How many results, best first."""
     exclude: Annotated[tuple[Identifier, ...], Field(max_length=MAX_EXCLUDES, strict=False)] = ()
     """Label ids never to return; unknown ones do no harm."""
-    filter: Annotated[dict[Identifier, Condition], Field(max_length=MAX_FILTER_KEYS, default_factory=dict)]
+    filter: Annotated[
+        dict[Identifier, Condition],
+        Field(max_length=MAX_FILTER_KEYS, default_factory=dict, json_schema_extra={"default": {}}),
+    ]
     """Conditions on label metadata: AND over keys, OR over values, a list-valued field matches any element."""
     min_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     """Results less probable than this are left out, even if fewer than k remain."""

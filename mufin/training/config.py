@@ -167,7 +167,7 @@ class ShortlistConfig:
     """Up to so many labels the whole search is exact; beyond, HNSW as in the release."""
     prototype_weight: float = 0.0
     """Weight of the mean of a label's training products in the vector that it is found by, its prototype, beside its own
-    embedding's; 0: its embedding alone. Each shortlist embeds all training products once."""
+    embedding's; 0: its embedding alone. Each search over all labels, at evaluations, too, embeds all training products once."""
     product_vectors: int = 0
     """Centroids of its training products by which a label is found, too, at the most; rounded down to a power of two.
     This and the next are for comparison in training: such a run is not exported."""

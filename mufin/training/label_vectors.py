@@ -75,6 +75,8 @@ def label_vectors(
     if config.prototype_weight:
         means = label_means(embed, taught) if means is None else means
         vectors[0] = prototypes(embeddings, means, config.prototype_weight)
+    if not config.several_vectors:
+        return LabelVectors.own(vectors[0])
     if config.product_vectors:
         centroids, of = _centroids(_embedded(embed, taught), taught.relevance, config.product_vectors)
         vectors.append(centroids)

@@ -345,17 +345,21 @@ def finish(
     ``folds``: those that were trained; a combination is learned from them.
     """
     if not session.scored:
+        means = _label_means(session, data)
         if session.workers.is_main:
             spec = ScoreSpec(shortlist_size=session.config.shortlist.size)
             save_run(
                 session.folder, session.model, session.config, spec, tokenizer_json, facts, {}, session.identity,
-                label_means=_label_means(session, data),
+                label_means=means,
             )  # fmt: skip
         return {}
     fitted = fit_scores(session, data, cache / "bags.npy", folds=folds)
+    means = _label_means(session, data) if session.config.refit != "network" else None
     combined, learned, model = None, fitted.combiner, session.model
     if session.config.refit != "none":
         model, learned = refitted(session, learned, folds, cache / "bags.npy")
+    if session.config.refit == "network":
+        means = load_run(session.folder / REFIT_FOLDER).label_means
     if learned is not None and learned.combination is not None:
         combined = learned.evidence, learned.combination
     rows = {name: fitted.metrics[name] for name in ("shortlist", "classifier", "full")}
@@ -366,18 +370,16 @@ def finish(
     if session.workers.is_main:
         save_run(
             session.folder, model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
-            session.identity, combined, _label_means(session, data),
+            session.identity, combined, means,
         )  # fmt: skip
         draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
     return fitted.metrics
 
 
 def _label_means(session: Session, data: TrainingData) -> FloatArray | None:
-    """What prototypes need, of the network that is kept; None where labels are found by their embeddings alone."""
+    """What prototypes need; None where labels are found by their embeddings alone. Of every worker, for none waits long."""
     if not session.config.shortlist.prototype_weight:
         return None
-    if session.config.refit == "network":
-        return load_run(session.folder / REFIT_FOLDER).label_means
     embed = ItemEmbedder(session.model.encoder, session.config.encode_batch_size, session.device)
     return label_means(embed, data.taught)
 

@@ -320,6 +320,15 @@ def test_labels_with_equal_hashes_are_told_apart(tmp_path: Path, monkeypatch: py
     assert labels.fields(1) == ("靴", "b", ("x",), {"n": 1})
 
 
+def test_offsets_that_span_two_labels_are_refused(tmp_path: Path) -> None:
+    """When the label is read: opening a bundle's structure does not read labels."""
+    write_labels(tmp_path, [("a", "A", [], {}), ("b", "B", [], {})])
+    offsets = np.load(tmp_path / "label_offsets.npy")
+    np.save(tmp_path / "label_offsets.npy", np.asarray([0, offsets[2], offsets[2]], dtype=np.uint64))
+    with pytest.raises(BundleError, match=r"labels\.bin: what stands at 0 to \d+ is more than one label"):
+        LabelFile(tmp_path).fields(0)
+
+
 def test_int8_graphs_must_be_there_where_an_encoder_is_int8(tmp_path: Path) -> None:
     """Missing, surplus or altered: refused like every other file; so is a precision nobody knows."""
     folder = make_tiny_bundle(tmp_path / "int8", encoders=Encoders(image=EncoderPrecision("int8")))

@@ -20,6 +20,8 @@ class Recording(asyncio.Transport):
         self.told: list[bytes | str] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.is_closing():
+            raise RuntimeError("the handler is closed")  # as uvloop's
         self.told.append(bytes(data))
 
     def close(self) -> None:
@@ -75,6 +77,31 @@ async def test_closing_sends_what_is_held_and_aborting_does_not() -> None:
     joined.abort()
     await asyncio.sleep(0)
     assert below.told == ["abort"]
+
+
+async def test_what_is_held_when_the_connection_is_lost_goes_nowhere() -> None:
+    """uvloop refuses a write then; nothing is raised in the loop's callbacks, and closing still closes."""
+    below = Recording()
+    joined = JoinedWrites(below)
+    joined.write(b"head")
+    below.close()
+    await asyncio.sleep(0)
+    assert below.told == ["close"]
+    joined.write(b"late")
+    joined.close()
+    assert below.told == ["close", "close"]
+
+
+def test_an_answer_to_head_comes_though_the_client_sends_no_more() -> None:
+    """A head alone must not wait for the loop's next turn, in which the client's end is read."""
+    with served("--drain-seconds", "0", "--bid-queries-bundle", "memory") as service:
+        service.until_ready()
+        url = httpx.URL(service.url)
+        for _ in range(20):
+            with socket.create_connection((url.host, url.port or 80), timeout=10) as client:
+                client.sendall(b"HEAD /recommend HTTP/1.1\r\nHost: h\r\n\r\n")
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1 << 16).startswith(b"HTTP/1.1 405 ")
 
 
 def test_a_client_wakes_once_for_an_answer() -> None:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import httpcore
 import pytest
 
-from service.dialling import _Readable
+from service.dialling import _Readable, _Stream
 from service.fetching import Fetcher, FetchLimits
 from service.picture_urls import UrlPolicy
 from tests.service.serving import picture
@@ -81,18 +82,38 @@ async def test_connections_that_the_server_ended_are_not_used_again() -> None:
         assert len(keeping.writers) == 5 + 3
 
 
+class _Bare(httpcore.AsyncNetworkStream):
+    """A connection that is its socket and nothing else."""
+
+    def __init__(self, own: socket.socket) -> None:
+        self._own = own
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._own if info == "socket" else None
+
+    async def aclose(self) -> None:
+        self._own.close()
+
+
 async def test_a_number_that_another_connection_got_is_watched_anew() -> None:
-    """Ended, replaced and ended again: what is known of a socket's number must not outlive the socket."""
-    async with kept(3) as (fetcher, keeping, origin):
-        for _ in range(4):
-            for writer in keeping.writers[-3:]:
-                writer.close()
-            await asyncio.sleep(0.05)
-            keeping.together = 3
-            before = len(keeping.writers)
-            fetched = await asyncio.gather(*(fetcher.fetch(f"{origin}/{number}") for number in range(3)))
-            assert [own.content for own in fetched] == [PNG] * 3
-            assert len(keeping.writers) == before + 3
+    """What is known of a socket's number does not outlive the socket, nor does its end unwatch the one that has it now."""
+    readable = _Readable()
+    first, far = socket.socketpair()
+    old, number = _Stream(_Bare(first), readable), first.fileno()
+    far.close()
+    assert old.get_extra_info("is_readable")
+    first.close()  # by the transport itself, as when a connection breaks
+    second, far = socket.socketpair()
+    if second.fileno() != number:
+        second, far = far, second
+    assert second.fileno() == number, "the system gives the lowest free number"
+    new = _Stream(_Bare(second), readable)
+    assert not new.get_extra_info("is_readable")
+    await old.aclose()
+    far.close()
+    await asyncio.sleep(0)
+    assert new.get_extra_info("is_readable") and old.get_extra_info("is_readable")
+    await new.aclose()
 
 
 async def test_the_system_is_asked_once_for_all_that_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:

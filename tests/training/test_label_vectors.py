@@ -172,11 +172,12 @@ def test_a_run_with_several_vectors_a_label_ranks_and_is_refused_at_export(tmp_p
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("refit", ["none", "network"])
-def test_prototypes_are_kept_exported_and_searched(tmp_path: Path, refit: str) -> None:
+@pytest.mark.parametrize(("refit", "folds"), [("none", 0), ("network", 0), ("network", 2), ("evidence", 2)])
+def test_prototypes_are_kept_exported_and_searched(tmp_path: Path, refit: str, folds: int) -> None:
     """A bundle's labels are found by what the run kept, of the network that it kept; its answers are the run's own."""
     catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "c"))
-    config = tiny_config("shortlist.prototype_weight=0.4", f"refit={refit}", "siamese.epochs=2", "ranker.epochs=1")
+    changes = "shortlist.prototype_weight=0.4", f"refit={refit}", f"combination.folds={folds}"
+    config = tiny_config(*changes, "siamese.epochs=2", "ranker.epochs=1")
     train(catalogue, config, tmp_path / "run", QUIET)
     run = load_run(tmp_path / "run")
     tokenizer = TitleTokenizer(run.tokenizer_json, run.input_spec.max_title_tokens)
