@@ -42,7 +42,7 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
     def send_held(self) -> None:
-        """Nothing follows for now. On a connection that is lost already it goes nowhere, as any write would."""
+        """Send what is held without waiting for more. Where the connection is lost it is dropped, as any write would be."""
         held, self._held = self._held, b""
         if held and not self.is_closing():
             self._transport.write(held)

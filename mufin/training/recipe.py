@@ -27,7 +27,6 @@ from mufin.training.checkpoint import (
     add_adapters,
     finished_metrics,
     has_adapters,
-    load_run,
     load_state,
     save_run,
 )
@@ -354,12 +353,11 @@ def finish(
             )  # fmt: skip
         return {}
     fitted = fit_scores(session, data, cache / "bags.npy", folds=folds)
-    means = _label_means(session, data) if session.config.refit != "network" else None
-    combined, learned, model = None, fitted.combiner, session.model
+    combined, learned, model, means = None, fitted.combiner, session.model, None
     if session.config.refit != "none":
-        model, learned = refitted(session, learned, folds, cache / "bags.npy")
-    if session.config.refit == "network":
-        means = load_run(session.folder / REFIT_FOLDER).label_means
+        model, means, learned = refitted(session, learned, folds, cache / "bags.npy")
+    if means is None:
+        means = _label_means(session, data)
     if learned is not None and learned.combination is not None:
         combined = learned.evidence, learned.combination
     rows = {name: fitted.metrics[name] for name in ("shortlist", "classifier", "full")}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mufin.catalogue import Catalogue, Split
+from mufin.inputs import FloatArray
 from mufin.relevance import Relevance
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import Combiner
@@ -48,14 +49,18 @@ def train_refit(
 
 def refitted(
     session: Session, combiner: Combiner | None, folds: Folds | None, scratch: Path
-) -> tuple[Mufin, Combiner | None]:
-    """The network to keep, that of ``folder``/refit or the session's own, and the combiner with evidence of both splits."""
-    model = session.model
+) -> tuple[Mufin, FloatArray | None, Combiner | None]:
+    """The network to keep, that of ``folder``/refit or the session's own, and the combiner with evidence of both splits.
+
+    Between them the means (L, D) that the network's own run kept; None of the session's own.
+    """
+    model, means = session.model, None
     if session.config.refit == "network":
-        model = load_run(session.folder / REFIT_FOLDER).model.to(session.device)
+        run = load_run(session.folder / REFIT_FOLDER)
+        model, means = run.model.to(session.device), run.label_means
     if combiner is None or folds is None:
-        return model, combiner
+        return model, means, combiner
     whole = with_validation(folds.catalogue)
     data = folds.prepare(whole, model, REFIT_FOLDER)
     found = combiner_of(replace(session, model=model), data, Titles.of(whole, session.config), scratch)
-    return model, replace(found, combination=combiner.combination)
+    return model, means, replace(found, combination=combiner.combination)
