@@ -36,9 +36,9 @@ LabelFields = tuple[str, str, tuple[str, ...], Mapping[str, Any]]
 """id, title, images, metadata"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Label:
-    """What an answer says of a label."""
+    """What an answer says of a label. Not frozen: ten are made a request, and that takes four times as long."""
 
     index: int
     id: str
@@ -72,8 +72,16 @@ class LabelFile:
 
     def read(self, labels: Int64Array) -> list[LabelFields]:
         """Of (N,) labels, in their order."""
-        starts, ends = self._offsets[labels].tolist(), self._offsets[labels + 1].tolist()
-        return [self._parsed(start, end) for start, end in zip(starts, ends, strict=True)]
+        spans = list(zip(self._offsets[labels].tolist(), self._offsets[labels + 1].tolist(), strict=True))
+        # As one list: parsing label by label takes half as long again.
+        text = b"[%b]" % b",".join([self._bytes[start:end] for start, end in spans])
+        try:
+            found = _DECODE(str(text, "utf-8"))[0]
+        except ValueError:
+            found = []
+        if len(found) != len(spans):  # which of them is damaged is told by
+            return [self._parsed(start, end) for start, end in spans]
+        return [(identifier, title, tuple(images), metadata) for identifier, title, images, metadata in found]
 
     def _parsed(self, start: int, end: int) -> LabelFields:
         (identifier, title, images, metadata), decoded = _DECODE(text := str(self._bytes[start:end], "utf-8"))

@@ -38,7 +38,9 @@ class Calibration:
     def probability(self, scores: FloatArray) -> FloatArray:
         """Probability of relevance of fused scores, elementwise."""
         z = self.scale * scores.astype(np.float64) + self.offset
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -60, 60))), dtype=np.float32)
+        return np.asarray(
+            1.0 / (1.0 + np.exp(-np.minimum(np.maximum(z, -60), 60))), dtype=np.float32
+        )  # np.clip is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +234,12 @@ def as_trained(
 
 def top_k(scores: FloatArray, labels: Int64Array, k: int) -> Int64Array:
     """Positions of the k best of one row, best first; ties go to the smaller label index (stated rule)."""
-    order = np.lexsort((labels, -scores))
-    return np.asarray(order[:k], dtype=np.int64)
+    lost = -scores
+    if not 0 < k < len(lost):
+        return np.asarray(np.lexsort((labels, lost))[:k], dtype=np.int64)
+    # Those that are not worse than the k-th: to sort ten of 300 takes a quarter of the time.
+    near = np.flatnonzero(~(lost > np.partition(lost, k - 1)[k - 1]))
+    return np.asarray(near[np.lexsort((labels[near], lost[near]))[:k]], dtype=np.int64)
 
 
 def pad_bags(bags: Sequence[FloatArray], slots: int) -> tuple[FloatArray, BoolArray]:

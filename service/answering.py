@@ -132,7 +132,7 @@ class Answering:
     def note_refusal(self, error: Exception) -> None:
         """Count what was shed."""
         if isinstance(error, Shed):
-            self._parts.metrics.shed.labels(error.reason).inc()
+            self._parts.metrics.shed.add(error.reason)
 
     def _record(self, endpoint: Endpoint, outcome: Outcome, request_id: str, item: int | None = None) -> None:
         metrics = self._parts.metrics
@@ -140,13 +140,13 @@ class Answering:
             log_answer(endpoint, outcome.answer, request_id, item)
         metrics.observe_answer(endpoint, outcome.answer, outcome.title_tokens)
         for step, seconds in outcome.timings.seconds.items():
-            metrics.one(metrics.stage_seconds, step).observe(seconds)
+            metrics.stage_seconds.observe(seconds, step)
         for image_outcome in outcome.image_outcomes:
-            metrics.one(metrics.image_fetches, image_outcome).inc()
+            metrics.image_fetches.add(image_outcome)
         for kind, lookup in outcome.lookups:
-            metrics.one(metrics.cache_requests, kind, lookup).inc()
+            metrics.cache_requests.add(kind, lookup)
         for reason in outcome.degraded:
-            metrics.one(metrics.degraded, reason).inc()
+            metrics.degraded.add(reason)
 
     def _deadline(self, request: Request, milliseconds: int) -> Deadline:
         text = _headers(request).get("x-request-timeout-ms")

@@ -7,10 +7,9 @@ itself stands still with all its requests. Knows no log format.
 from __future__ import annotations
 
 import atexit
-import queue
 import threading
 import time
-from contextlib import suppress
+from collections import deque
 from typing import Protocol
 
 
@@ -34,19 +33,24 @@ class LogWriter:
     """A stream for ``logging.StreamHandler`` that never blocks; what it must drop it counts and tells of."""
 
     def __init__(self, out: TextOut, most_lines: int = _MOST_LINES) -> None:
-        self._out = out
-        self._lines: queue.Queue[str] = queue.Queue(most_lines)
+        self._out, self._most_lines = out, most_lines
+        # Not queue.Queue: to put a line into one costs as much as to make it.
+        self._lines: deque[str] = deque()
         self._dropped = 0
-        self._closing = threading.Event()
+        self._some, self._closing = threading.Event(), threading.Event()
+        self._writing = False
+        """Whether lines may have been taken that are not written yet"""
         threading.Thread(target=self._write_on, name="mufin-log", daemon=True).start()
         atexit.register(self.close)
 
     def write(self, text: str) -> None:
         """Take a line, or drop it when too many wait already."""
-        try:
-            self._lines.put_nowait(text)
-        except queue.Full:
+        if len(self._lines) >= self._most_lines:
             self._dropped += 1
+            return
+        self._lines.append(text)
+        if not self._some.is_set():
+            self._some.set()
 
     def flush(self) -> None:
         """Lines are on their way; there is nothing to wait for."""
@@ -55,25 +59,26 @@ class LogWriter:
         """Give what waits a moment to be written, at the end of the process."""
         self._closing.set()
         until = time.monotonic() + _LAST_WORDS_SECONDS
-        while self._lines.unfinished_tasks and time.monotonic() < until:
+        while (self._lines or self._writing) and time.monotonic() < until:
             time.sleep(0.005)
 
     def _write_on(self) -> None:
         while True:
-            lines = [self._lines.get()]
-            if self._lines.empty():
+            self._some.wait()
+            self._writing = True
+            if len(self._lines) == 1:
                 self._closing.wait(_GATHER_SECONDS)
-            with suppress(queue.Empty):
-                while len(lines) < _MOST_AT_ONCE:
-                    lines.append(self._lines.get_nowait())
-            dropped, self._dropped = self._dropped, 0
-            told = f'{{"event": "log_lines_dropped", "level": "warning", "lines": {dropped}}}\n' if dropped else ""
-            try:
-                self._out.write("".join([*lines, told]))
-                self._out.flush()
-            except (OSError, ValueError):
-                # A full disk, or nobody there to read: the next lines are tried again.
-                self._dropped += dropped + len(lines)
-            finally:
-                for _ in lines:
-                    self._lines.task_done()
+            self._some.clear()  # first: a line that comes from here on is taken below, or sets it again
+            while self._lines:
+                self._write([self._lines.popleft() for _ in range(min(len(self._lines), _MOST_AT_ONCE))])
+            self._writing = False
+
+    def _write(self, lines: list[str]) -> None:
+        dropped, self._dropped = self._dropped, 0
+        told = f'{{"event": "log_lines_dropped", "level": "warning", "lines": {dropped}}}\n' if dropped else ""
+        try:
+            self._out.write("".join([*lines, told]))
+            self._out.flush()
+        except (OSError, ValueError):
+            # A full disk, or nobody there to read: the next lines are tried again.
+            self._dropped += dropped + len(lines)

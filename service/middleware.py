@@ -86,7 +86,7 @@ class RequestMiddleware:
         further: Callable[[], None] | None = scope["state"].get(RECORD)
         if further is not None:
             further()
-        self._metrics.one(self._metrics.request_seconds, route, str(status)).observe(seconds)
+        self._metrics.request_seconds.observe(seconds, route, str(status))
         log = get_logger()
         say = log.debug if route in _QUIET_PATHS else log.info
         facts = scope["state"].get("log", {})

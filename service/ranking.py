@@ -136,8 +136,8 @@ class Ranker:
         # Apart from this object: were they its own methods, it and its stages would hold each other.
         self._calls = calls = _Calls(model)
         self._queue = queue
-        self.rank_titled = partial(_rank_titled, calls, max_batch)
-        """A ``Sequel`` of the title encoder for TitleRankJobs, to Finished"""
+        self.rank_titled = partial(_rank_titled, calls)
+        """A ``Sequel`` of the title encoder for TitleRankJobs, to Finished: as many at once as were encoded together"""
         self._rank = queue.stage("rank", calls.rank, max_batch, step=2, bounded=False)
         self._shortlist = queue.stage("shortlist", calls.shortlist, max_batch, step=3, bounded=False)
 
@@ -162,9 +162,7 @@ class Ranker:
         return await asyncio.to_thread(self._calls.finish, job)
 
 
-def _rank_titled(
-    calls: _Calls, max_batch: int, jobs: Sequence[TitleRankJob], vectors: Sequence[FloatArray]
-) -> list[Finished]:
+def _rank_titled(calls: _Calls, jobs: Sequence[TitleRankJob], vectors: Sequence[FloatArray]) -> list[Finished]:
     now, moment = time.perf_counter(), time.monotonic()
     for job, vector in zip(jobs, vectors, strict=True):
         job.vector, job.encoded_at, job.encoded_moment = vector, now, moment
@@ -172,9 +170,8 @@ def _rank_titled(
     late = [row for row, job in enumerate(jobs) if moment > job.rerank_until]
     timely = [row for row, job in enumerate(jobs) if moment <= job.rerank_until]
     for rows, call in ((late, calls.shortlist_titled), (timely, calls.rank_titled)):
-        for start in range(0, len(rows), max_batch):
-            part = rows[start : start + max_batch]
-            finished.update(zip(part, call([jobs[row] for row in part]), strict=True))
+        if rows:
+            finished.update(zip(rows, call([jobs[row] for row in rows]), strict=True))
     return [finished[row] for row in range(len(jobs))]
 
 

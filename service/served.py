@@ -134,7 +134,7 @@ class Served:
             for endpoint in endpoints:
                 slot = self._slots[endpoint]
                 slot.refused = place
-                self.metrics.bundle_swaps.labels(endpoint, "refused").inc()
+                self.metrics.bundle_swaps.add(endpoint, "refused")
                 log.error(
                     "bundle_swap_refused",
                     endpoint=f"/{endpoint}",
@@ -148,7 +148,7 @@ class Served:
         for endpoint, recommender in made.items():
             old = self._slots[endpoint].recommender.bundle.model.bundle_id
             self._install(endpoint, bundle, recommender)
-            self.metrics.bundle_swaps.labels(endpoint, "swapped").inc()
+            self.metrics.bundle_swaps.add(endpoint, "swapped")
             log.info(
                 "bundle_swapped",
                 endpoint=f"/{endpoint}",

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     max_image_batch: int = Field(default=8, ge=1)
     """Images encoded in one call."""
     max_rank_batch: int = Field(default=16, ge=1)
-    """Products ranked in one call."""
+    """Products ranked in one call, but for those whose titles were encoded in one: they stay together."""
     longest_batch_milliseconds: float = Field(default=80.0, gt=0)
     """What a model call of several items may take; slow items go in smaller calls, or alone."""
     decode_threads: int | None = Field(default=None, ge=1, le=256)

@@ -10,15 +10,17 @@ import logging
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
+from service import tallies
 from service.log_writer import LogWriter
 
 # OpenTelemetry's advice for durations in seconds, and two finer steps for stages.
@@ -29,8 +31,6 @@ _PROBABILITY_BUCKETS = tuple(tenth / 10 for tenth in range(1, 11))
 
 RECORD = "record"
 """In a request's state: a call that records more of it, for when its answer has been sent"""
-
-Labelled = TypeVar("Labelled", Counter, Histogram)
 
 
 @dataclass(slots=True)
@@ -83,7 +83,6 @@ class Metrics:
     """Prometheus metrics in a registry of their own, so that two apps in one process do not meet."""
 
     def __init__(self) -> None:
-        self._children: dict[tuple[Any, ...], Any] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._add_work()
@@ -149,19 +148,11 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> tallies.Histogram:
+        return tallies.Histogram(name, text, bounds, labels, self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    def one(self, metric: Labelled, *labels: str) -> Labelled:
-        """``metric.labels(*labels)``, kept: the library builds and locks at every look."""
-        key = (metric, *labels)
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return found
+    def _counter(self, name: str, text: str, *labels: str) -> tallies.Counter:
+        return tallies.Counter(name, text, labels, self.registry)
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""
@@ -179,40 +170,36 @@ class Metrics:
     def observe_answer(self, endpoint: str, answer: Mapping[str, Any], title_tokens: tuple[int, int]) -> None:
         """What an answer says of the model's health. ``title_tokens``: known, unknown."""
         used = answer["modalities_used"]
-        self.one(self.products, endpoint, "both" if len(used) > 1 else used[0]).inc()
+        self.products.add(endpoint, "both" if len(used) > 1 else used[0])
         first = answer["results"][0]["probability"] if answer["results"] else None
         if first is not None:
-            self.one(self.top_probability, endpoint).observe(first)
+            self.top_probability.observe(first, endpoint)
         for known, count in zip(("true", "false"), title_tokens, strict=True):
             if count:
-                self.one(self.title_tokens, endpoint, known).inc(count)
+                self.title_tokens.add(endpoint, known, amount=count)
 
     def observe_batch(self, stage: str, items: int, seconds: float) -> None:
         """Told by the queue of every model call."""
-        self.one(self.batch_size, stage).observe(items)
-        self.one(self.batch_seconds, stage).observe(seconds)
+        self.batch_size.observe(items, stage)
+        self.batch_seconds.observe(seconds, stage)
 
 
 def configure_logging(level: str) -> None:
     """One JSON line an event on standard error, the server's own messages included."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
+    global _logger
     lines = LogWriter(sys.stderr)
     structlog.configure(
         # Straight to the writer: the way through the standard library's loggers costs each request as much again.
-        processors=[*shared, structlog.processors.JSONRenderer(_json)],
+        processors=[_stamp, structlog.processors.JSONRenderer(_json)],
         logger_factory=structlog.WriteLoggerFactory(lines),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         cache_logger_on_first_use=False,
     )
+    _logger = structlog.get_logger("mufin").bind()
     handler: logging.Handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_stamp],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
@@ -225,6 +212,12 @@ def configure_logging(level: str) -> None:
     # Their lines hold URLs.
     for name in ("httpcore", "httpx", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _stamp(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Level, time, and an exception's text: what structlog has a processor each for, in one call a line."""
+    event["level"], event["timestamp"] = level, datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+    return structlog.processors.format_exc_info(None, level, event) if "exc_info" in event else event
 
 
 def _json(event: Any, default: Callable[[Any], Any] | None = None) -> str:
@@ -253,10 +246,9 @@ def log_answer(endpoint: str, answer: Mapping[str, Any], request_id: str, item: 
 
 
 Logger = structlog.stdlib.BoundLogger
-GetLogger = Callable[[], Logger]
+_logger: Logger | None = None
 
 
 def get_logger() -> Logger:
-    """The service's logger."""
-    logger: Logger = structlog.get_logger("mufin")
-    return logger
+    """The service's logger, made once where lines are written: structlog makes one anew at every first use."""
+    return structlog.get_logger("mufin") if _logger is None else _logger

@@ -327,6 +327,18 @@ def test_offsets_that_span_two_labels_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "label_offsets.npy", np.asarray([0, offsets[2], offsets[2]], dtype=np.uint64))
     with pytest.raises(BundleError, match=r"labels\.bin: what stands at 0 to \d+ is more than one label"):
         LabelFile(tmp_path).fields(0)
+    with pytest.raises(BundleError, match=r"labels\.bin: what stands at 0 to \d+ is more than one label"):
+        LabelFile(tmp_path).read(np.asarray([0, 0]))
+
+
+def test_labels_are_read_together_as_one_by_one(tmp_path: Path) -> None:
+    """In any order, the same one twice, none at all; whatever characters they have."""
+    write_labels(
+        tmp_path, [("é", "a, [b]", [], {}), ("靴", 'b"],["', ["x", "y"], {"n": [1, None]}), ("", "c\n", [], {})]
+    )
+    labels = LabelFile(tmp_path)
+    for wanted in ([2, 0, 1], [1, 1], [0], []):
+        assert labels.read(np.asarray(wanted, dtype=np.int64)) == [labels.fields(index) for index in wanted]
 
 
 def test_int8_graphs_must_be_there_where_an_encoder_is_int8(tmp_path: Path) -> None:

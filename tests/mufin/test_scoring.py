@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mufin.errors import ConfigError
-from mufin.scoring import Calibration, ScoreSpec, as_trained
+from mufin.scoring import Calibration, ScoreSpec, as_trained, top_k
 
 SPEC = ScoreSpec(50, 0.7, Calibration(4.0, -1.0), Calibration(3.0, -0.5), Calibration(0.0, 0.25))
 
@@ -59,3 +59,17 @@ def test_a_flat_curve_moves_nothing() -> None:
     )
     fused, cosines = np.array([0.2, 0.9], dtype=np.float32), np.array([0.1, 0.8], dtype=np.float32)
     assert as_trained(spec, "title", fused, cosines, np.array([True, True])).tolist() == fused.tolist()
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 7, 39, 40, 41])
+def test_the_best_k_are_the_head_of_all_in_order(k: int) -> None:
+    """Equal scores by ascending label, also where the cut falls among them; what is no number comes last."""
+    random = np.random.default_rng(k)
+    for numbers in (3, 1000):
+        scores = random.integers(0, numbers, 40).astype(np.float32)
+        labels = random.permutation(40).astype(np.int64)
+        expected = sorted(range(40), key=lambda place: (-scores[place], labels[place]))
+        assert top_k(scores, labels, k).tolist() == expected[:k]
+        scores[expected[:2]] = np.nan
+        kept = [place for place in expected if place not in expected[:2]]
+        assert top_k(scores, labels, k).tolist()[:38] == kept[:k]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Gauge
 
+from service.tallies import Counter, Histogram
 from service.telemetry import Metrics
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
@@ -41,12 +43,11 @@ def series() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     metrics = Metrics()
     for own in vars(metrics).values():
-        name = getattr(own, "_name", None)
-        if name is None:
-            continue
-        labels = set(own._labelnames)
-        endings = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",)}.get(own._type, ("",))
-        found |= {f"{name}{ending}": labels for ending in endings}
+        if isinstance(own, (Counter, Histogram)):
+            endings = ("_total",) if own.kind == "counter" else ("_bucket", "_count", "_sum")
+            found |= {f"{own.name}{ending}": set(own.label_names) for ending in endings}
+        elif isinstance(own, Gauge):
+            found[own._name] = set(own._labelnames)
     return found
 
 
