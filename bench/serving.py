@@ -8,7 +8,7 @@ measured in the process that serves, before and after each load (bench/floored_s
 of 16 tokens that were never asked before; the same with one or five new pictures of 224 px; twenty products asked again
 and again.
 
-lone: one client, each request after the last. saturated: as many clients as keep the core busy, in a closed loop, and
+lone: one client on a plain socket, each request after the last. saturated: as many clients as keep the core busy, in a closed loop, and
 the service's CPU time over the requests answered. 70 %: an open loop of Poisson arrivals at .7 of the saturated rate;
 latency counts from the moment that a request was due. Ratios are of one run.
 """
@@ -35,7 +35,7 @@ import httpx
 import numpy as np
 
 from bench.int8 import PAPER, SMOKE, Size
-from bench.open_loop import Connections, Reply, closed_loop, open_loop
+from bench.open_loop import Connections, Reply, closed_loop, lone_loop, open_loop
 from bench.served import (
     ROOT,
     ServiceProcess,
@@ -104,7 +104,7 @@ async def measure_service(
         for body in islice(bodies, _ASKED_AGAIN if load.again else 0):  # a slow machine has not asked for each by then
             await connections.post("/recommend", json.dumps(body).encode())
         before = await _stages(service)
-        lone = await closed_loop(connections, "/recommend", bodies, 1, seconds)
+        lone = await asyncio.to_thread(lone_loop, service.port, "/recommend", bodies, seconds)
         after = await _stages(service)
         stages = {
             name: round(1000 * (own - before.get(name, 0.0)) / len(lone), 3)

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from bench.open_loop import Connections, Reply, closed_loop, open_loop
+from bench.open_loop import Connections, Reply, closed_loop, lone_loop, open_loop
 from bench.overload import is_good, recovery_seconds, summary
 from bench.served import products
 from bench.soak import KINDS, Sample, slope
@@ -70,6 +70,32 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
         few = await closed_loop(connections, "/recommend", products("http://x"), clients=2, seconds=0.5)
         assert 2 <= len(few) <= 4
         await connections.aclose()
+
+
+async def test_a_lone_client_asks_one_after_the_other_on_one_connection() -> None:
+    """Also when an answer comes in pieces; what is timed is from the question to the last byte."""
+    async with picture_server() as server:
+
+        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+            while True:
+                await reader.readexactly(int(head.lower().partition("content-length: ")[2].split("\r\n")[0]))
+                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+                for piece in (answer[:10], answer[10:50], answer[50:]):
+                    await asyncio.sleep(0.02)
+                    writer.write(piece)
+                try:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                except asyncio.IncompleteReadError:
+                    return
+
+        server.routes["/recommend"] = reply
+        replies = await asyncio.to_thread(lone_loop, server.port, "/recommend", products("http://x"), 0.4)
+        assert 2 <= len(replies) <= 7
+        assert all(own.status == 200 and own.seconds >= 0.06 for own in replies)
+        assert len(server.heads) == 1
+        server.raw("/recommend", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        with pytest.raises(ConnectionResetError, match="closed the connection after"):
+            await asyncio.to_thread(lone_loop, server.port, "/recommend", products("http://x"), 0.4)
 
 
 async def test_no_answer_is_an_outcome() -> None:
