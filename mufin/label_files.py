@@ -76,11 +76,11 @@ class LabelFile:
         # As one list: parsing label by label takes half as long again.
         text = b"[%b]" % b",".join([self._bytes[start:end] for start, end in spans])
         try:
-            found = _DECODE(str(text, "utf-8"))[0]
+            found, end = _DECODE(str(text, "utf-8"))
         except ValueError:
-            found = []
-        if len(found) != len(spans):  # which of them is damaged is told by
-            return [self._parsed(start, end) for start, end in spans]
+            found, end = [], 0
+        if len(found) != len(spans) or end != len(text):  # one of them is damaged: read alone it says so
+            return [self._parsed(start, stop) for start, stop in spans]
         return [(identifier, title, tuple(images), metadata) for identifier, title, images, metadata in found]
 
     def _parsed(self, start: int, end: int) -> LabelFields:

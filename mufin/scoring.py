@@ -38,9 +38,8 @@ class Calibration:
     def probability(self, scores: FloatArray) -> FloatArray:
         """Probability of relevance of fused scores, elementwise."""
         z = self.scale * scores.astype(np.float64) + self.offset
-        return np.asarray(
-            1.0 / (1.0 + np.exp(-np.minimum(np.maximum(z, -60), 60))), dtype=np.float32
-        )  # np.clip is slow
+        z = np.minimum(np.maximum(z, -60), 60)  # np.clip takes half as long again
+        return np.asarray(1.0 / (1.0 + np.exp(-z)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

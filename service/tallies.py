@@ -21,8 +21,6 @@ Labels = tuple[str, ...]
 class Counter(Collector):
     """What only grows, by labels."""
 
-    kind = "counter"
-
     def __init__(self, name: str, text: str, labels: Labels, registry: CollectorRegistry) -> None:
         """``name`` without _total. Raises ValueError for one that the registry has."""
         self.name, self._text, self.label_names = name, text, labels
@@ -47,8 +45,6 @@ class Counter(Collector):
 
 class Histogram(Collector):
     """How many observations lie up to each bound, and their sum, by labels."""
-
-    kind = "histogram"
 
     def __init__(
         self, name: str, text: str, bounds: Sequence[float], labels: Labels, registry: CollectorRegistry

@@ -331,6 +331,20 @@ def test_offsets_that_span_two_labels_are_refused(tmp_path: Path) -> None:
         LabelFile(tmp_path).read(np.asarray([0, 0]))
 
 
+def test_a_label_with_something_behind_it_is_refused(tmp_path: Path) -> None:
+    """Alone and last among others, where what follows could be taken for the end of them all."""
+    write_labels(tmp_path, [("a", "A", [], {}), ("b", "B", [], {})])
+    content = (tmp_path / LABELS_FILE).read_bytes().rstrip(b"\n") + b"]x"
+    (tmp_path / LABELS_FILE).write_bytes(content)
+    offsets = np.load(tmp_path / OFFSETS_FILE)
+    offsets[-1] = len(content)
+    np.save(tmp_path / OFFSETS_FILE, offsets)
+    assert LabelFile(tmp_path).read(np.asarray([0])) == [("a", "A", (), {})]
+    for wanted in ([1], [0, 1]):
+        with pytest.raises(BundleError, match=r"labels\.bin: what stands at \d+ to \d+ is more than one label"):
+            LabelFile(tmp_path).read(np.asarray(wanted))
+
+
 def test_labels_are_read_together_as_one_by_one(tmp_path: Path) -> None:
     """In any order, the same one twice, none at all; whatever characters they have."""
     write_labels(

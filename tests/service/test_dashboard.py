@@ -44,7 +44,7 @@ def series() -> dict[str, set[str]]:
     metrics = Metrics()
     for own in vars(metrics).values():
         if isinstance(own, (Counter, Histogram)):
-            endings = ("_total",) if own.kind == "counter" else ("_bucket", "_count", "_sum")
+            endings = ("_total",) if isinstance(own, Counter) else ("_bucket", "_count", "_sum")
             found |= {f"{own.name}{ending}": set(own.label_names) for ending in endings}
         elif isinstance(own, Gauge):
             found[own._name] = set(own._labelnames)
