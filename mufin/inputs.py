@@ -114,21 +114,23 @@ class TitleTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_title_tokens)
         self.unknown_id: int | None = self._tokenizer.token_to_id("[UNK]")
+        self._counted_id = -1 if self.unknown_id is None else self.unknown_id
+        self._special_tokens = self._tokenizer.num_special_tokens_to_add(False)
 
     @property
     def vocabulary_size(self) -> int:
         """Rows that a word embedding needs."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def known_tokens(self, tokens: TokenBatch) -> list[tuple[int, int]]:
-        """Of each title how many tokens the vocabulary has, and how many it has not; [CLS] and [SEP] count as neither."""
-        lengths = tokens.mask.sum(axis=1) - self._tokenizer.num_special_tokens_to_add(False)
-        unknown_id = -1 if self.unknown_id is None else self.unknown_id
-        unknown = ((tokens.ids == unknown_id) & (tokens.mask == 1)).sum(axis=1)  # padding may have the same id
-        return list(zip((lengths - unknown).tolist(), unknown.tolist(), strict=True))
-
     def encode(self, titles: Sequence[str]) -> TokenBatch:
         """Titles to (B, T) ids and mask, T being the longest of this batch."""
+        return self.encode_counted(titles)[0]
+
+    def encode_counted(self, titles: Sequence[str]) -> tuple[TokenBatch, list[tuple[int, int]]]:
+        """``encode``, and of each title how many tokens the vocabulary has, and how many it has not.
+
+        [CLS] and [SEP] count as neither.
+        """
         texts, encode = [normalise_title(own) for own in titles], self._tokenizer.encode_batch_fast  # without offsets
         encodings = [encode([own])[0] for own in texts] if len(texts) <= _TITLES_ONE_BY_ONE else encode(texts)
         found = [encoding.ids for encoding in encodings]  # a new list at every look
@@ -138,7 +140,10 @@ class TitleTokenizer:
         for row, own in enumerate(found):
             ids[row, : len(own)] = own
             mask[row, : len(own)] = 1
-        return TokenBatch(ids, mask)
+        unknown = [own.count(self._counted_id) for own in found]
+        lengths = [len(own) - self._special_tokens for own in found]
+        known = [length - lacking for length, lacking in zip(lengths, unknown, strict=True)]
+        return TokenBatch(ids, mask), list(zip(known, unknown, strict=True))
 
 
 def decode_image(content: bytes, side_pixels: int, limits: ImageLimits = DEFAULT_IMAGE_LIMITS) -> Uint8Array:

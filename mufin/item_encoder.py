@@ -52,9 +52,9 @@ class ItemEncoder:
         return self.encode_tokens(self.tokenizer.encode(titles))
 
     def encode_counted(self, titles: Sequence[str]) -> tuple[FloatArray, list[tuple[int, int]]]:
-        """``encode_titles``, and TitleTokenizer.known_tokens of the same tokens: (known, unknown) of each title."""
-        tokens = self.tokenizer.encode(titles)
-        return self.encode_tokens(tokens), self.tokenizer.known_tokens(tokens)
+        """``encode_titles``, and (known, unknown) tokens of each title: TitleTokenizer.encode_counted."""
+        tokens, counts = self.tokenizer.encode_counted(titles)
+        return self.encode_tokens(tokens), counts
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
         """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""

@@ -76,7 +76,7 @@ class LabelSearch:
     ) -> None:  # fmt: skip
         """``vectors``: (L, D), float32, or int16 in units of 1 / VECTOR_UNIT; rows are read when they are needed.
 
-        ``head``: labels compared exactly beside an approximate index, ascending. ``candidates``: labels that the index
+        The index's effort is read here, once. ``head``: labels compared exactly beside an approximate index, ascending. ``candidates``: labels that the index
         is asked for, per label wanted. ``shortlist``: labels wanted that it was tuned with; fewer are chosen from as
         many. ``removed``: (L,) bool, or labels, that are never returned. ``threads``: of one search.
         """
@@ -89,6 +89,8 @@ class LabelSearch:
         """Whether the index lies in the process's own memory, instead of a mapped file"""
         self._kept = _kept(removed, self.size)
         self._every = _Allowed(self._kept, self.size)
+        # Made once: a search only reads them, and to make them takes twenty calls.
+        self._usual = self._visits(self._every) if self._lists and self._every.count else None
         head = np.zeros(0, dtype=np.int64) if head is None else head
         self._head = head if self._kept is None else head[self._kept[head]]
         self._head_vectors = self.embeddings(self._head)
@@ -124,18 +126,20 @@ class LabelSearch:
         """
         permitted = self._every if allowed is None else _Allowed(_both(allowed, self._kept), self.size)
         wanted = min(k, permitted.count)
-        labels = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         if wanted == 0 or len(queries) == 0:
-            return labels, scores
+            return _padded((len(queries), k))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         # A setting of the calling thread, so it is made here; torch reads the same one, so it is put back.
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self._threads)
         try:
-            labels[:, :wanted], scores[:, :wanted] = self._found(queries, wanted, permitted)
+            found = self._found(queries, wanted, permitted)
         finally:
             faiss.omp_set_num_threads(before)
+        if wanted == k:
+            return found
+        labels, scores = _padded((len(queries), k))
+        labels[:, :wanted], scores[:, :wanted] = found
         return labels, scores
 
     def _found(self, queries: FloatArray, wanted: int, permitted: _Allowed) -> tuple[Int64Array, FloatArray]:
@@ -177,12 +181,17 @@ class LabelSearch:
 
     def _parameters(self, number: int, allowed: _Allowed, effort: int = 1) -> Any:
         """What the index was tuned to, wider where fewer labels are allowed: theirs lie further apart."""
-        wider = self.size / allowed.count
         if not self._lists:
-            nodes = max(self._index.hnsw.efSearch, number) * wider  # a graph search keeps forbidden nodes, too
+            # A graph search keeps forbidden nodes, too.
+            nodes = max(self._index.hnsw.efSearch, number) * self.size / allowed.count
             return faiss.SearchParametersHNSW(sel=allowed.selector(), efSearch=int(np.ceil(nodes)))
-        visited = int(np.ceil(self._index.nprobe * effort * wider))
-        return faiss.SearchParametersIVF(sel=allowed.selector(), nprobe=min(self._index.nlist, visited))
+        if effort == 1 and allowed is self._every:
+            return self._usual
+        return self._visits(allowed, effort)
+
+    def _visits(self, allowed: _Allowed, effort: int = 1) -> Any:
+        lists = int(np.ceil(self._index.nprobe * effort * self.size / allowed.count))
+        return faiss.SearchParametersIVF(sel=allowed.selector(), nprobe=min(self._index.nlist, lists))
 
     def _with_head(
         self, queries: FloatArray, found: Int64Array, wanted: int, allowed: _Allowed
@@ -206,7 +215,8 @@ class LabelSearch:
             scores[start : start + step] = self._scores(queries[start : start + step], found[start : start + step])
         scores[found < 0] = -np.inf
         order = np.lexsort((found, -scores))[:, :wanted]
-        return np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
+        rows = np.arange(len(found))[:, None]  # take_along_axis takes fifteen calls to come to the same
+        return found[rows, order], scores[rows, order]
 
     def _scores(self, queries: FloatArray, labels: Int64Array) -> FloatArray:
         """(B, n) inner products, each summed in the same order: a matrix product's order depends on its place."""
@@ -257,6 +267,11 @@ class _Allowed:
         if self._selector is None and self.mask is not None:
             self._selector = faiss.IDSelectorBitmap(np.packbits(self.mask, bitorder="little"))
         return self._selector
+
+
+def _padded(shape: tuple[int, int]) -> tuple[Int64Array, FloatArray]:
+    """Nothing found: -1 and -inf."""
+    return np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
 
 
 def _inner_products(queries: FloatArray, vectors: FloatArray) -> FloatArray:

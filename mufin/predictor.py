@@ -24,7 +24,6 @@ from mufin.inputs import (
     Int64Array,
     TokenBatch,
     Uint8Array,
-    layout_bags,
     normalise_title,
 )
 from mufin.item_encoder import EncoderPool, ItemEncoder, open_encoder
@@ -170,24 +169,30 @@ class Predictor:
         """
         if not image_vectors:
             return []
+        counts = [len(own) for own in image_vectors]
         has_title = [vector is not None for vector in title_vectors]
-        slots, mask = layout_bags([len(v) for v in image_vectors], has_title)
-        if not mask.any(axis=1).all():
-            raise InputError(f"product {int(np.argmin(mask.any(axis=1)))} of the batch has neither title nor image")
-        bag = np.zeros((len(mask), slots, self.dimension), dtype=np.float32)
+        most, any_title = max(counts), any(has_title)
+        # Images first, the title last (layout_bags); a title slot that nobody fills is not worth computing.
+        bag = np.zeros((len(counts), most + any_title, self.dimension), dtype=np.float32)
+        mask = np.zeros(bag.shape[:2], dtype=np.bool_)
         for row, (images, title) in enumerate(zip(image_vectors, title_vectors, strict=True)):
-            bag[row, : len(images)] = images
+            count = counts[row]
             if title is not None:
-                bag[row, -1] = title[: self.dimension]
-        used = mask.any(axis=0)  # a title slot that nobody fills is not worth computing
-        bag, mask = np.ascontiguousarray(bag[:, used]), np.ascontiguousarray(mask[:, used])
+                bag[row, most], mask[row, most] = title[: self.dimension], True
+            elif not count:
+                raise InputError(f"product {row} of the batch has neither title nor image")
+            if count:
+                bag[row, :count], mask[row, :count] = images, True
         attended, embeddings = self._graphs.bags(bag, mask)
         words = self._title_words(has_title, titles)
         sentences = [self._sentence(title) for title in title_vectors]
         return [
-            ProductBag(attended[i][mask[i]], embeddings[i], has_title[i], words[i], sentences[i])
-            for i in range(len(mask))
-        ]
+            ProductBag(
+                slots if count + titled == len(slots) else slots[own], embeddings[row], titled, words[row],
+                sentences[row],
+            )
+            for row, (slots, own, count, titled) in enumerate(zip(attended, mask, counts, has_title, strict=True))
+        ]  # fmt: skip
 
     def _sentence(self, title: FloatArray | None) -> FloatArray | None:
         return None if title is None or self.title_width == self.dimension else title[self.dimension :]
@@ -224,7 +229,8 @@ class Predictor:
     ) -> list[Shortlist]:
         """(B, D) -> the k (default: the bundle's shortlist size) nearest allowed labels of each, in one search."""
         labels, scores = self.labels.search(embeddings, k or self.score_spec.shortlist_size, allowed)
-        return [Shortlist(row[row >= 0], own[row >= 0]) for row, own in zip(labels, scores, strict=True)]
+        found = zip(labels, scores, strict=True)
+        return [Shortlist(row, own) if row[-1] >= 0 else Shortlist(row[row >= 0], own[row >= 0]) for row, own in found]
 
     def rerank(self, bags: Sequence[ProductBag], shortlists: Sequence[Shortlist]) -> list[FloatArray]:
         """Classifier scores (n,) of each product's shortlist, in its order; all products in one call."""

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -110,22 +111,23 @@ class CompiledReranker:
             return []
         flat = np.ascontiguousarray(np.concatenate(labels), dtype=np.int64)
         self._check(flat, bags if self._attention is not None else embeddings)
-        ends = np.cumsum([len(own) for own in labels])
+        ends = list(accumulate(map(len, labels)))  # numpy's cumsum and split take ten calls each, for a few numbers
         scores = np.zeros(len(flat), dtype=np.float32)
         if self._attention is None:
             stacked = np.ascontiguousarray(np.stack(embeddings), dtype=np.float32)
-            self._kernels.plain_scores(self._numbers, self._floats, self._places, flat, ends, stacked, scores)
+            bounds = np.array(ends, dtype=np.int64)
+            self._kernels.plain_scores(self._numbers, self._floats, self._places, flat, bounds, stacked, scores)
         else:
             self._attend(self._attention, bags, flat, ends, scores)
-        return np.split(scores, ends[:-1])
+        return [scores[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def _attend(
-        self, attention: CrossAttention, bags: Sequence[FloatArray], labels: Int64Array, ends: Int64Array,
+        self, attention: CrossAttention, bags: Sequence[FloatArray], labels: Int64Array, ends: list[int],
         scores: FloatArray,
     ) -> None:  # fmt: skip
         self._kernels.cross_attention_scores(
-            self._numbers, self._floats, self._octets, self._places, labels, ends,
-            np.concatenate(bags).astype(np.float32), np.cumsum([len(bag) for bag in bags]),
+            self._numbers, self._floats, self._octets, self._places, labels, np.array(ends, dtype=np.int64),
+            np.concatenate(bags).astype(np.float32), np.array(list(accumulate(map(len, bags))), dtype=np.int64),
             *self._vectors, np.float32(attention.norm_epsilon), scores,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from mufin.scoring import Modality
 from mufin.title_words import SparseRow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProductBag:
     """One product, encoded."""
 
@@ -35,7 +35,7 @@ class ProductBag:
         return "both" if len(self.slots) > 1 else "title"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shortlist:
     """The nearest labels of one product."""
 
@@ -47,7 +47,7 @@ class Shortlist:
     """What the bundle's combination knows beside the network; labels it speaks for are among ``labels``"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ranking:
     """The answer to one product, best first; five arrays of one length n."""
 

@@ -6,7 +6,7 @@ Knows no models; the only place where a request's outcome is recorded, once, whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from service.rate_limit import Rate
 from service.recommender import Deadline, Outcome, Recommender
 from service.schemas import RecommendRequest
 from service.security import ApiKey, Scope, read_body, require_json
-from service.telemetry import RECORD, get_logger, is_sampled, log_answer
+from service.telemetry import HEADERS, RECORD, get_logger, is_sampled, log_answer
 
 Out = TypeVar("Out")
 
@@ -48,8 +48,9 @@ class Answering:
 
     def check_key(self, request: Request, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden. Notes the caller's name for the log line."""
-        headers = _headers(request)
-        key = self._parts.keys.check(headers.get("authorization"), headers.get("x-api-key"), scope)
+        if not self._parts.keys:
+            return None
+        key = self._parts.keys.check(_header(request, b"authorization"), _header(request, b"x-api-key"), scope)
         if key is not None:
             _log_facts(request)["caller"] = key.name
         return key
@@ -149,7 +150,7 @@ class Answering:
             metrics.degraded.add(reason)
 
     def _deadline(self, request: Request, milliseconds: int) -> Deadline:
-        text = _headers(request).get("x-request-timeout-ms")
+        text = _header(request, b"x-request-timeout-ms")
         if text is not None:
             if not text.isascii() or not text.isdigit() or int(text[:10]) == 0:
                 detail = "X-Request-Timeout-Ms must be a whole number of milliseconds above 0"
@@ -159,11 +160,10 @@ class Answering:
         return Deadline.after(milliseconds / 1000)
 
     async def _body(self, request: Request, deadline: Deadline) -> bytes:
-        headers = _headers(request)
-        require_json(headers.get("content-type"), headers.get("content-encoding"))
+        require_json(_header(request, b"content-type"), _header(request, b"content-encoding"))
         try:
             most = self._parts.settings.max_body_bytes
-            reading = read_body(request.receive, headers.get("content-length"), most)
+            reading = read_body(request.receive, _header(request, b"content-length"), most)
             return await within(deadline.remaining(), reading)
         except TimeoutError as error:
             raise DeadlinePassed("the body did not arrive within the deadline") from error
@@ -184,14 +184,9 @@ class _InFlight:
         self.count -= 1
 
 
-def _headers(request: Request) -> Mapping[str, str]:
-    """By lower-case name; of several alike the first. Read once: starlette's own look through all at every question."""
-    found: Mapping[str, str] | None = request.scope["state"].get("headers")
-    if found is None:
-        pairs = reversed(request.scope["headers"])
-        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
-        request.scope["state"]["headers"] = found
-    return found
+def _header(request: Request, name: bytes) -> str | None:
+    value: bytes | None = request.scope["state"][HEADERS].get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 async def _until_hung_up(request: Request, work: Coroutine[Any, Any, Out]) -> Out:

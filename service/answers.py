@@ -22,7 +22,7 @@ _DESCRIBED_AT_ONCE = 32
 StageName = Literal["reranked", "shortlist"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ranked:
     """Labels in order, reranked or not."""
 
@@ -87,7 +87,7 @@ def _first_of_each(store: LabelStore, labels: Int64Array, wanted: int | None) ->
             return
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slots:
     """What the rows of an explanation are."""
 

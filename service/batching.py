@@ -12,13 +12,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from service.errors import NotReady, Shed
+from service.workers import Workers
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -39,6 +40,7 @@ _LONGEST_BATCH_SECONDS = 0.08
 # is worth a tenth of the encoder's time for pictures: calls of four take 8 % less each than calls of two.
 _LONGER_AMONG_LIKE, _LATELY_SECONDS = 2.0, 5.0
 _STOPPED = "the service is stopping"
+_STEP = attrgetter("step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,10 @@ class Stage(Generic[In, Out]):
 
     def take(self, among_its_like: bool = False) -> list[_Waiting[In, Out]]:
         """The item that came first and those that go well with it, at most ``fair_batch()``; they wait no more."""
+        if len(self.waiting) == 1:
+            return [self.waiting.popleft()]
         most = self.fair_batch(among_its_like)
-        if self.padding is None or len(self.waiting) == 1:
+        if self.padding is None:
             return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
         batch = _alike(self.waiting, most, self.padding.call_overhead)
         taken = set(map(id, batch))
@@ -113,7 +117,7 @@ class Ticket:
     def __init__(self, work: Mapping[Stage[Any, Any], int], promised: dict[Stage[Any, Any], int]) -> None:
         """``promised``: of all requests; this one's is added to it."""
         # Plain dictionaries: a Counter's own methods cost more than all else here.
-        self._left = {stage: items for stage, items in work.items() if items}
+        self._left = dict(work)
         self._promised = promised
         for stage, items in self._left.items():
             promised[stage] = promised.get(stage, 0) + items
@@ -146,8 +150,7 @@ class BatchQueue:
         self, workers: int, max_waiting_items: int, observe: ObserveBatch | None = None,
         longest_batch_seconds: float = _LONGEST_BATCH_SECONDS,
     ) -> None:  # fmt: skip
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mufin-model")
-        self._workers = workers
+        self._workers, self._threads = workers, Workers(workers, "mufin-model")
         self._max_waiting_items = max_waiting_items
         self._observe = observe
         self._longest_batch_seconds = longest_batch_seconds
@@ -188,9 +191,7 @@ class BatchQueue:
         ``work``: of one request; then only what does not go behind it counts. A product whose vectors are known
         passes those that wait for an encoder.
         """
-        first = -math.inf
-        if work is not None:
-            first = min((stage.step for stage, items in work.items() if items), default=math.inf)
+        first = -math.inf if work is None else _first_step(work)
         seconds = 0.0
         for stage in {*self._stages, *self._promised}:
             if stage.step >= first:
@@ -198,7 +199,7 @@ class BatchQueue:
         return seconds / self._workers
 
     def admit(self, work: Mapping[Stage[Any, Any], int], remaining_seconds: float) -> Ticket:
-        """Take a request's work on, or refuse it before anything is done for it.
+        """Take a request's work on, or refuse it before anything is done for it. ``work``: items of each stage, at least one.
 
         Raises Shed when its items do not fit the queue, or when what was accepted before would take too much of the
         request's time. What has been accepted counts from here on, wherever it is: a picture that is still being
@@ -212,12 +213,15 @@ class BatchQueue:
         if wait > max(remaining_seconds * _WAIT_SHARE, remaining_seconds * _LONG_WAIT_SHARE - _LONG_WAIT_SECONDS):
             detail = f"the wait is about {wait:.1f} s, the request allows {remaining_seconds:.1f} s"
             raise Shed("wait_too_long", detail, retry_after)
-        if all(stage.step > 0 for stage, count in work.items() if count):
+        if _first_step(work) > 0:
             self._quick_came = time.monotonic()
         return Ticket(work, self._promised)
 
-    async def submit(self, stage: Stage[In, Out], item: In) -> Out:
-        """One item's result. Cancelling the caller takes the item out. Raises Shed, NotReady, what ``run`` raised."""
+    async def submit(self, stage: Stage[In, Out], item: In, seconds: float | None = None) -> Out:
+        """One item's result. Cancelling the caller takes the item out. Raises Shed, NotReady, what ``run`` raised.
+
+        ``seconds``: TimeoutError when there is none by then; asyncio.timeout around this would cost five times as much.
+        """
         if self._stopped:
             raise NotReady(_STOPPED)
         if stage.bounded and self._waiting_items >= self._max_waiting_items:
@@ -225,7 +229,9 @@ class BatchQueue:
             raise Shed("queue_full", detail, max(1, math.ceil(self.estimated_wait_seconds())))
         length = stage.padding.length(item) if stage.padding is not None else 0.0
         self._arrivals += 1
-        answer: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Out] = loop.create_future()
+        timer = None if seconds is None else loop.call_later(seconds, _give_up, answer)
         # Not _Waiting[In, Out](...): that costs more than all else here.
         waiting: _Waiting[In, Out] = _Waiting(item, answer, self._arrivals, length)
         if not stage.waiting:
@@ -234,11 +240,13 @@ class BatchQueue:
         self._waiting_items += 1
         self._start_batches()
         try:
-            return await waiting.answer
+            return await answer
         finally:
+            if timer is not None:
+                timer.cancel()
             if not waiting.taken:
                 stage.waiting.remove(waiting)
-                self._taken(waiting)
+                self._waiting_items -= 1
                 if not stage.waiting:
                     self._stages.remove(stage)
 
@@ -252,25 +260,24 @@ class BatchQueue:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await self._idle.wait()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _start_batches(self) -> None:
         while len(self._running) < self._workers and not self._stopped:
             if not self._stages:
                 return
-            stage = max(self._stages, key=lambda own: (own.step, -own.waiting[0].number))
-            batch = stage.take(stage.step == 0 and time.monotonic() - self._quick_came > _LATELY_SECONDS)
+            stage = self._stages[0] if len(self._stages) == 1 else max(self._stages, key=_urgency)
+            taken = stage.take(stage.step == 0 and time.monotonic() - self._quick_came > _LATELY_SECONDS)
             if not stage.waiting:
                 self._stages.remove(stage)
-            for waiting in batch:
-                self._taken(waiting)
-            batch = [waiting for waiting in batch if not waiting.answer.done()]
+            self._waiting_items -= len(taken)
+            batch = []
+            for waiting in taken:
+                waiting.taken = True
+                if not waiting.answer.done():
+                    batch.append(waiting)
             if batch:
                 self._start(stage, batch)
-
-    def _taken(self, waiting: _Waiting[Any, Any]) -> None:
-        waiting.taken = True
-        self._waiting_items -= 1
 
     def _start(self, stage: Stage[In, Out], batch: Sequence[_Waiting[In, Out]]) -> None:
         began, loop, running = time.monotonic(), asyncio.get_running_loop(), object()
@@ -289,18 +296,32 @@ class BatchQueue:
 
         def work() -> None:
             outcomes = run_batch(stage.run, items)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            try:
                 loop.call_soon_threadsafe(finish, outcomes)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
 
         try:
-            # Not run_in_executor: its two futures and their callbacks cost a lone request some 20 microseconds.
-            self._pool.submit(work)
+            self._threads.submit(work)
         except RuntimeError as error:  # no further thread is allowed: whoever waits must not wait for ever
             for waiting in batch:
                 waiting.answer.set_exception(error)
             return
         self._running[running] = began
         self._idle.clear()
+
+
+def _first_step(work: Mapping[Stage[Any, Any], int]) -> float:
+    return min(map(_STEP, work), default=math.inf)
+
+
+def _urgency(stage: Stage[Any, Any]) -> tuple[int, int]:
+    return stage.step, -stage.waiting[0].number
+
+
+def _give_up(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def _alike(waiting: Sequence[_Waiting[In, Out]], most: int, call_overhead: float) -> list[_Waiting[In, Out]]:

@@ -7,47 +7,35 @@ costs more than looking. Knows no requests.
 from __future__ import annotations
 
 import asyncio
+import types
 from collections.abc import Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 Out = TypeVar("Out")
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Out]) -> Out:
     """The work's result. Raises TimeoutError when it waits, and for longer than that; and what the work raised."""
-    begun = _Begun(work)
-    if begun.is_done:
-        return await begun
+    try:
+        awaited = work.send(None)
+    except StopIteration as end:
+        result: Out = end.value
+        return result
     async with asyncio.timeout(seconds):
-        return await begun
+        return await _rest(work, awaited)
 
 
-class _Begun(Generic[Out]):
-    """A coroutine that has run up to where it waits for the first time. To be awaited once, in the same task."""
-
-    def __init__(self, work: Coroutine[Any, Any, Out]) -> None:
-        self._work = work
-        self._result: list[Out] = []
-        self._awaited: Any = None
-        self.is_done = False
-        """Whether it never had to wait"""
-        try:
-            self._awaited = work.send(None)
-        except StopIteration as end:
-            self._result.append(end.value)
-            self.is_done = True
-
-    def __await__(self) -> Generator[Any, Any, Out]:
-        if self._result:
-            return self._result[0]
-        try:
-            while True:
-                try:
-                    sent = yield self._awaited
-                except BaseException as error:
-                    self._awaited = self._work.throw(error)
-                else:
-                    self._awaited = self._work.send(sent)
-        except StopIteration as end:
-            result: Out = end.value
-            return result
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, Out], awaited: Any) -> Generator[Any, Any, Out]:
+    """Of work that has run, in the same task, up to where it waits first: for ``awaited``."""
+    try:
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                awaited = work.throw(error)
+            else:
+                awaited = work.send(sent)
+    except StopIteration as end:
+        result: Out = end.value
+        return result

@@ -161,13 +161,13 @@ class SingleFlight(Generic[Out]):
     async def lead(self, key: str, work: Awaitable[tuple[Out, More]]) -> tuple[Out, More]:
         """Work that nobody has begun, in the caller's own task, which spares one; others who ask share the first result.
 
-        When the caller is cut, so is the work, and those who waited for it begin anew.
+        When the caller is cut, or runs out of time, so is the work, and those who waited for it begin anew.
         """
         flight: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
         self._flights[key] = (flight, 1)
         try:
             found = await work
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             flight.cancel()
             raise
         except BaseException as error:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle, Phase
 from service.problems import problem_response, status_response
-from service.telemetry import RECORD, Metrics, get_logger
+from service.telemetry import HEADERS, RECORD, Metrics, get_logger
 from service.tracing import RequestSpan
 
 # Names, no secrets: asking the system for better ones costs more than all else here.
@@ -45,10 +45,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        # Of several alike the first, as starlette reads them. Read once: it looks through all at every question.
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        request_id = _request_id(headers.get(b"x-request-id"))
+        state = scope.setdefault("state", {})
+        state["request_id"], state[HEADERS] = request_id, headers
         began, status = time.perf_counter(), 0
-        span = RequestSpan(scope["headers"], quiet=scope["path"] in _QUIET_PATHS)
+        span = RequestSpan(headers, quiet=scope["path"] in _QUIET_PATHS)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -138,11 +141,10 @@ def _trace(span: RequestSpan) -> dict[str, str]:
     return {} if span.trace_id is None else {"trace_id": span.trace_id}
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(given: bytes | None) -> str:
     """The caller's id when it is harmless, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text = value.decode("latin-1")
-            if _REQUEST_ID.fullmatch(text):
-                return str(text)
+    if given is not None:
+        text = given.decode("latin-1")
+        if _REQUEST_ID.fullmatch(text):
+            return text
     return f"{_IDS.getrandbits(64):016x}"

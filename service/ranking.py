@@ -26,7 +26,7 @@ from service.bundles import Model
 _MASKS_KEPT = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rules:
     """Which labels a request rules out, and how many it wants."""
 
@@ -36,7 +36,7 @@ class Rules:
     filters: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShortlistJob:
     """One product on its way into the index."""
 
@@ -49,7 +49,7 @@ class ShortlistJob:
     """As text, for the words that a learned combination looks at"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shortlisted:
     """One product with its nearest labels."""
 
@@ -57,7 +57,7 @@ class Shortlisted:
     shortlist: Shortlist
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selection:
     """What a request wants of its ranked labels."""
 
@@ -75,7 +75,7 @@ class Selection:
         return self.min_probability <= 0 and self.diversity <= 0 and not self.distinct_words
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FinishJob:
     """One product's shortlist on its way into the answer."""
 
@@ -121,7 +121,7 @@ class TitleRankJob:
         return ShortlistJob(self.image_vectors, self.vector, self.rules, self.title)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finished:
     """What the answer says."""
 
@@ -149,13 +149,13 @@ class Ranker:
         """Labels that nobody gets from now on, whatever was blocked before."""
         self._calls.block(labels)
 
-    async def rank(self, job: RankJob) -> Finished:
-        """The results by the fused score; ``job.found`` is there before they are."""
-        return await self._queue.submit(self._rank, job)
+    async def rank(self, job: RankJob, seconds: float) -> Finished:
+        """The results by the fused score; ``job.found`` is there before they are. Raises TimeoutError after ``seconds``."""
+        return await self._queue.submit(self._rank, job, seconds)
 
-    async def shortlist(self, job: ShortlistJob) -> Shortlisted:
-        """Bag and nearest labels of one product, after its rules, where there is no time for more."""
-        return await self._queue.submit(self._shortlist, job)
+    async def shortlist(self, job: ShortlistJob, seconds: float) -> Shortlisted:
+        """Bag and nearest labels of one product, after its rules, where there is no time for more. Raises TimeoutError."""
+        return await self._queue.submit(self._shortlist, job, seconds)
 
     async def finish(self, job: FinishJob) -> Finished:
         """The results by the shortlist's own score: there is no time for more, nor for waiting until a worker is free."""

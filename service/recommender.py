@@ -45,7 +45,7 @@ _ANSWER_SECONDS = 0.01
 _DURATIONS_KEPT, _DURATIONS_NEEDED, _DURATIONS_STEP = 256, 20, 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
     """When nobody waits any more, on the monotonic clock."""
 
@@ -154,11 +154,11 @@ class Recommender:
                 with self._queue.admit(work, deadline.remaining()):
                     prepared, finished = await self._encode_and_rank(request, title, known, deadline, timings)
                     return self._answer(request, prepared, finished, timings)
-            async with asyncio.timeout(deadline.remaining()):
-                with self._queue.admit({**work, **self._ranker.work()}, deadline.remaining()) as ticket:
-                    prepared = await self._prepare(request, images, title, known, ticket, deadline, timings)
-                    finished = await self._rank(request, prepared, deadline, timings)
-                    return self._answer(request, prepared, finished, timings)
+            with self._queue.admit({**work, **self._ranker.work()}, deadline.remaining()) as ticket:
+                preparing = self._prepare(request, images, title, known, ticket, deadline, timings)
+                prepared = await within(deadline.remaining(), preparing)
+                finished = await self._rank(request, prepared, deadline, timings)
+                return self._answer(request, prepared, finished, timings)
         except TimeoutError as error:
             raise DeadlinePassed("no answer was ready within the deadline") from error
 
@@ -232,8 +232,10 @@ class Recommender:
         finished: Finished | None = None
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                titled, finished = await self._vectors.title_and(title, known.title_key, self._ranker.rank_titled, job)
+            seconds = max(0.0, until - time.monotonic())
+            titled, finished = await self._vectors.title_and(
+                title, known.title_key, self._ranker.rank_titled, job, seconds
+            )
         except TimeoutError:
             found = job.found
             if found is None or job.vector is None:
@@ -284,12 +286,11 @@ class Recommender:
             # Noted as if it would have fitted, so that a slow spell is forgotten and reranking tried again.
             self._rank_seconds.note(max(0.0, left))
             with timings.step("shortlist"), span("shortlist"):
-                found = await self._ranker.shortlist(product)
+                found = await self._ranker.shortlist(product, deadline.remaining())
             return await self._ranker.finish(FinishJob(found, selection))
         job = RankJob(product, selection)
         try:
-            async with asyncio.timeout(left):
-                finished = await self._ranker.rank(job)
+            finished = await self._ranker.rank(job, left)
         except TimeoutError:
             if job.found is None:
                 raise

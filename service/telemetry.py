@@ -29,6 +29,8 @@ _STAGE_BUCKETS = (0.001, 0.0025, *_OTEL_BUCKETS)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _PROBABILITY_BUCKETS = tuple(tenth / 10 for tenth in range(1, 11))
 
+HEADERS = "headers"
+"""In a request's state: its headers by lower-case name, of several alike the first"""
 RECORD = "record"
 """In a request's state: a call that records more of it, for when its answer has been sent"""
 

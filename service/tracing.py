@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_TRACE_PARENT, _TRACE_STATE = b"traceparent", b"tracestate"
 _FLUSH_SECONDS = 3.0
 
 _tracer: Tracer | None = None
@@ -62,10 +62,9 @@ class RequestSpan:
 
     __slots__ = ("_span", "_token", "trace_id")
 
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]], *, quiet: bool) -> None:
-        """``headers`` as ASGI has them; ``quiet``: no span for this one, as for probes. Ends by ``end``."""
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name in _TRACE_HEADERS}
-        caller = _PROPAGATOR.extract(carrier, Context()) if carrier else None
+    def __init__(self, headers: Mapping[bytes, bytes], *, quiet: bool) -> None:
+        """``headers`` by lower-case name; ``quiet``: no span for this one, as for probes. Ends by ``end``."""
+        caller = _caller(headers) if _TRACE_PARENT in headers else None
         self._span: Span | None = None
         known = get_current_span(caller) if caller is not None else None
         if _tracer is not None and not quiet:
@@ -92,6 +91,12 @@ class RequestSpan:
         if status >= 500:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
+
+
+def _caller(headers: Mapping[bytes, bytes]) -> Context:
+    names = (_TRACE_PARENT, _TRACE_STATE)
+    carrier = {name.decode(): headers[name].decode("latin-1") for name in names if name in headers}
+    return _PROPAGATOR.extract(carrier, Context())
 
 
 class span:

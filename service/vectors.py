@@ -51,7 +51,7 @@ class VectorLimits:
     """Whether vectors go to a cache outside this process, as fp16; then all do, so that hit and miss answer alike."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ImageOutcome:
     """What became of one image."""
 
@@ -63,7 +63,7 @@ class ImageOutcome:
     lookups: tuple[tuple[Kind, CacheOutcome], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TitleOutcome:
     """A title's vector, and whether it was known."""
 
@@ -82,7 +82,7 @@ class Sequel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _TitleItem:
     """One title on its way to the encoder."""
 
@@ -91,7 +91,7 @@ class _TitleItem:
     job: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _TitleResult:
     """What comes back."""
 
@@ -101,7 +101,7 @@ class _TitleResult:
     """Of the sequel; an Exception: it failed"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Known:
     """What the cache knew of a product."""
 
@@ -113,6 +113,8 @@ class Known:
     """By URL, the stale ones too: they may hold an ETag."""
     title_key: str = ""
     """Where the cache keeps the title's vector; "" without a title."""
+    missing_images: int = 0
+    """That have to be fetched or encoded"""
 
 
 class Vectors:
@@ -140,9 +142,13 @@ class Vectors:
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
 
     def work(self, title: str, known: Known) -> dict[Stage[Any, Any], int]:
-        """Items that the product will bring to the queue, as far as the cache's answer tells."""
-        new_title = int(bool(title) and known.title is None)
-        return {self._titles: new_title, self._images: sum(own is None for own in known.images)}
+        """Items that the product will bring to the queue, as far as the cache's answer tells; stages without any left out."""
+        work: dict[Stage[Any, Any], int] = {}
+        if title and known.title is None:
+            work[self._titles] = 1
+        if known.missing_images:
+            work[self._images] = known.missing_images
+        return work
 
     @property
     def title_stage(self) -> Stage[Any, Any]:
@@ -177,7 +183,7 @@ class Vectors:
             else self._at_once(fresh[url], packed.get(image_keys.get(fresh[url].content_hash or "", "")))
             for url in images
         ]
-        return Known(hit, outcomes, entries, title_key)
+        return Known(hit, outcomes, entries, title_key, sum([own is None for own in outcomes]))
 
     def _at_once(self, entry: UrlEntry, packed: bytes | None) -> ImageOutcome | None:
         """Of a URL whose entry is fresh; None: its content is needed."""
@@ -209,18 +215,21 @@ class Vectors:
 
     def may_continue(self, title: str, known: Known) -> bool:
         """Whether the title is all that has to be encoded, and nobody is at it."""
-        if not title or known.title is not None or any(own is None for own in known.images):
+        if not title or known.title is not None or known.missing_images:
             return False
         return not self._flights.is_under_way(known.title_key)
 
-    async def title_and(self, title: str, key: str, sequel: Sequel, job: Any) -> tuple[TitleOutcome, Any]:
+    async def title_and(
+        self, title: str, key: str, sequel: Sequel, job: Any, seconds: float
+    ) -> tuple[TitleOutcome, Any]:
         """The vector of a title for which ``may_continue``, and what ``sequel`` makes of the job with it.
 
-        Both on one worker, in one go. ``key``: the title's, as ``known`` gave it. Raises what they raised, Shed, NotReady.
+        Both on one worker, in one go. ``key``: the title's, as ``known`` gave it. Raises what they raised, Shed, NotReady,
+        and TimeoutError when they are not there within ``seconds``.
         """
 
         async def encode() -> tuple[bytes, _TitleResult]:
-            found = await self._queue.submit(self._titles, _TitleItem(title, sequel, job))
+            found = await self._queue.submit(self._titles, _TitleItem(title, sequel, job), seconds)
             self._put(key, found.packed, self._limits.embedding_ttl_seconds)
             return found.packed, found
 

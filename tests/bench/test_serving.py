@@ -89,7 +89,7 @@ def test_the_bundle_is_one_that_the_service_opens(tmp_path: Path) -> None:
     assert predictor.replay_golden().passed
     tokens = predictor.tokenizer.encode([title(number) for number in range(5)])
     assert tokens.mask.sum(axis=1).tolist() == [TITLE_TOKENS] * 5
-    assert predictor.tokenizer.known_tokens(predictor.tokenizer.encode([title(3)])) == [(TITLE_TOKENS - 2, 0)]
+    assert predictor.tokenizer.encode_counted([title(3)])[1] == [(TITLE_TOKENS - 2, 0)]
     assert label_times(bundle)["recall"] == 1.0
 
 

@@ -42,8 +42,8 @@ def test_a_normalised_title_holds_only_what_can_be_seen(title: str) -> None:
 
 def test_known_and_unknown_tokens_are_counted_without_padding() -> None:
     """Padding has the id of unknown words here."""
-    tokens = TOKENIZER.encode(["red shoes", "red hat", "blue", "red " * 20])
-    assert TOKENIZER.known_tokens(tokens) == [(2, 0), (1, 1), (0, 1), (MOST_TOKENS, 0)]
+    _, counts = TOKENIZER.encode_counted(["red shoes", "red hat", "blue", "red " * 20])
+    assert counts == [(2, 0), (1, 1), (0, 1), (MOST_TOKENS, 0)]
 
 
 def test_many_titles_are_tokenised_as_each_alone() -> None:

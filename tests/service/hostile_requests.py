@@ -76,6 +76,10 @@ PIPELINED = b"".join([head(GOOD, JSON_TYPE) + GOOD] * 99 + post(GOOD))
 BODY_OF_64_KB = GOOD + b" " * (64_000 - len(GOOD))
 LONG_HEAD = post(GOOD, "X-Note: " + "x" * 30_000)[0]
 BEGUN = [head(BODY_OF_64_KB, JSON_TYPE), BODY_OF_64_KB + LONG_HEAD[:20], LONG_HEAD[20:20_000], LONG_HEAD[20_000:]]
+CHUNKED = raw(
+    "POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, "Transfer-Encoding: chunked",
+    body=b"%x\r\n%s\r\n0\r\n" % (len(GOOD), GOOD),
+)[0]  # fmt: skip
 
 TITLES: Sequence[Case] = (
     Case("bidirectional overrides", title("\u202ered\u202c \u2067running\u2069 shoes"), "200"),
@@ -209,6 +213,11 @@ HTTP: Sequence[Case] = (
          body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)), "200"),
     Case("a body in chunks of one byte", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,
          "Transfer-Encoding: chunked", body=b"".join(b"1\r\n%c\r\n" % own for own in GOOD) + b"0\r\n\r\n"), "200"),
+    Case("a trailer behind the chunks", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,
+         "Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\nA: b\r\n\r\n" % (len(GOOD), GOOD)), "200"),
+    Case("trailers without end", [CHUNKED, *[b"A: b\r\n" * 4000] * 40], "400", 0.02),
+    Case("a trailer without end", [CHUNKED + b"A: ", *[b"x" * 24_000] * 40], "400", 0.02),
+    Case("a chunk's extension without end", [CHUNKED[:-3] + b"5;a=", *[b"x" * 24_000] * 40], "400", 0.02),
     Case("chunks over the limit", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,
          "Transfer-Encoding: chunked", body=(b"10000\r\n" + b" " * 65536 + b"\r\n") * 17), "413 body_too_large"),
     Case("a chunk that promises 2^60 bytes, and an end", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,
