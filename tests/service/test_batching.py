@@ -257,6 +257,23 @@ async def test_a_cancelled_waiter_is_skipped() -> None:
     await queue.aclose()
 
 
+async def test_an_item_that_is_not_there_in_time_is_given_up() -> None:
+    """One that waits is taken out, one under way is computed for nobody; whoever has time is answered."""
+    queue, gate = BatchQueue(1, 100), Gate()
+    stage = queue.stage("work", gate, 8)
+    first = asyncio.ensure_future(queue.submit(stage, 0, 0.02))
+    await eventually(lambda: bool(gate.batches))
+    late, timely = (asyncio.ensure_future(queue.submit(stage, item, own)) for item, own in ((1, 0.02), (2, 60.0)))
+    for own in (first, late):
+        with pytest.raises(TimeoutError):
+            await own
+    assert queue.waiting_items == 1
+    gate.open.set()
+    assert await timely == 20
+    assert gate.batches == [[0], [2]]
+    await queue.aclose()
+
+
 async def test_the_end_answers_everybody() -> None:
     """Running batches end, waiting items are told, new ones refused."""
     queue, gate = BatchQueue(1, 100), Gate()

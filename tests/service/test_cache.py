@@ -168,6 +168,25 @@ async def test_who_waited_for_a_leader_that_was_cut_begins_anew() -> None:
     assert not flights.is_under_way("k")
 
 
+async def test_who_waited_for_a_leader_that_ran_out_of_time_begins_anew() -> None:
+    """That leader's time was its own."""
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def late() -> tuple[int, None]:
+        await asyncio.sleep(0.01)
+        raise TimeoutError
+
+    async def work() -> int:
+        return 8
+
+    leader = asyncio.ensure_future(flights.lead("k", late()))
+    await asyncio.sleep(0)
+    assert await flights.run("k", work) == 8
+    with pytest.raises(TimeoutError):
+        await leader
+    assert not flights.is_under_way("k")
+
+
 async def test_a_leader_s_failure_reaches_all_who_wait() -> None:
     """And is not remembered."""
     flights: SingleFlight[int] = SingleFlight()
