@@ -76,9 +76,10 @@ class LabelSearch:
     ) -> None:  # fmt: skip
         """``vectors``: (L, D), float32, or int16 in units of 1 / VECTOR_UNIT; rows are read when they are needed.
 
-        The index's effort is read here, once. ``head``: labels compared exactly beside an approximate index, ascending. ``candidates``: labels that the index
+        ``head``: labels compared exactly beside an approximate index, ascending. ``candidates``: labels that the index
         is asked for, per label wanted. ``shortlist``: labels wanted that it was tuned with; fewer are chosen from as
-        many. ``removed``: (L,) bool, or labels, that are never returned. ``threads``: of one search.
+        many. ``removed``: (L,) bool, or labels, that are never returned. ``threads``: of one search. How many lists a
+        search visits is read from the index here, once.
         """
         self.kind = kind
         self.size = len(vectors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -208,7 +209,7 @@ async def test_an_exit_raised_in_a_model_call_is_a_500_and_nothing_more() -> Non
 
 @pytest.mark.parametrize("variable", ["MUFIN_TEST_KILLS_THREAD", "MUFIN_TEST_HANGS"])
 def test_a_worker_that_dies_or_hangs_turns_liveness_red(variable: str) -> None:
-    """Its request ends at the deadline, the other worker goes on, and /livez asks for a new process."""
+    """Its request ends at the deadline, the other worker goes on, /livez asks for a new process, and the old one ends."""
     flags = ("--worker-threads", "2", "--hung-after-seconds", "0.5", "--drain-seconds", "0", "--finish-seconds", "1")
     with served(*flags, **{variable: "cursed"}) as own:
         url = own.until_ready()
@@ -219,6 +220,8 @@ def test_a_worker_that_dies_or_hangs_turns_liveness_red(variable: str) -> None:
             time.sleep(0.05)
         assert (live.status_code, live.text[:18]) == (503, "a model call runs ")
         assert httpx.post(f"{url}/recommend", json={"product": {"title": "red shoes"}}).status_code == 200
+        own.process.send_signal(signal.SIGTERM)
+        assert own.end() == 0
 
 
 # ---- disk, handles, files
