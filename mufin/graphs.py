@@ -6,6 +6,7 @@ threads leave the cores to others (docs/operations.md, Threads).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from mufin.manifest import Encoders
 Device = Literal["cpu", "cuda"]
 
 _CUDA = "CUDAExecutionProvider"
+# Measured (docs/performance.md, Encoders): 15 with DistilBERT in int8, 25 with the demo's small encoder; on a GPU a call
+# of a few tokens takes as long as one of hundreds.
+_CALL_TOKENS = 15.0
 _SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     TEXT_GRAPH_FILE: (("input_ids", "attention_mask"), ("title_vector",)),
     IMAGE_GRAPH_FILE: (("pixels",), ("image_vector",)),
@@ -45,6 +49,8 @@ class EncoderGraphs:
         require_device(device)
         # Integer matrix products of ONNX Runtime exist on the CPU alone.
         self.encoders = encoders if encoders is not None and device == "cpu" else Encoders()
+        self.title_call_tokens = _CALL_TOKENS if device == "cpu" else math.inf
+        """What a call of the title encoder costs beside its tokens, in tokens"""
         self._dimension, self._title_width = dimension, dimension + sentence
         self.files = tuple(folder / self.encoders.graph_file(name) for name in _SIGNATURES)
         """The graphs that run"""

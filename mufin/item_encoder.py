@@ -17,6 +17,7 @@ from mufin.errors import InputError
 from mufin.graphs import Device, EncoderGraphs
 from mufin.inputs import FloatArray, InputSpec, TitleTokenizer, TokenBatch, Uint8Array
 from mufin.label_store import MemoryUse
+from mufin.length_groups import cheapest_calls
 
 _TITLES_AT_ONCE = 64
 _IMAGES_AT_ONCE = 16
@@ -57,15 +58,15 @@ class ItemEncoder:
         return self.encode_tokens(tokens), counts
 
     def encode_tokens(self, tokens: TokenBatch) -> FloatArray:
-        """(B, T) ids and mask -> (B, title_width); titles of like length share a call, padded to its longest."""
+        """(B, T) ids and mask -> (B, title_width); titles of like length share a call: mufin.length_groups."""
         if len(tokens.ids) == 1 and tokens.mask.all():  # nothing to order, nothing to cut
             return self.graphs.titles(tokens)
         vectors = np.zeros((len(tokens.ids), self.title_width), dtype=np.float32)
         lengths = tokens.mask.sum(axis=1)
         order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), _TITLES_AT_ONCE):
-            rows = order[start : start + _TITLES_AT_ONCE]
-            longest = int(lengths[rows].max())
+        ascending = lengths[order].tolist()
+        for start, end in cheapest_calls(ascending, self.graphs.title_call_tokens, _TITLES_AT_ONCE):
+            rows, longest = order[start:end], ascending[end - 1]
             part = TokenBatch(
                 np.ascontiguousarray(tokens.ids[rows, :longest]), np.ascontiguousarray(tokens.mask[rows, :longest])
             )

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
@@ -43,23 +42,12 @@ _STOPPED = "the service is stopping"
 _STEP = attrgetter("step")
 
 
-@dataclass(frozen=True, slots=True)
-class Padding(Generic[In]):
-    """What it costs to put items of unlike length into one call: all are padded to the longest."""
-
-    length: Callable[[In], float]
-    """Of one item; need not be exact."""
-    call_overhead: float
-    """What a call costs beside its items, as a length."""
-
-
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[In, Out]):
     item: In
     answer: asyncio.Future[Out]
     number: int
     """In the order of arrival."""
-    length: float
     taken: bool = False
 
 
@@ -75,7 +63,6 @@ class Stage(Generic[In, Out]):
     """How far a request has come when it gets here; later steps go first."""
     bounded: bool
     """Whether items are refused when the queue is full; later steps of an accepted request are not."""
-    padding: Padding[In] | None
     longest_batch_seconds: float
     """What a batch of slow items may take: it is not interrupted, and what comes after it waits for its end."""
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
@@ -99,16 +86,10 @@ class Stage(Generic[In, Out]):
         return max(1, int(longest / self.seconds_per_item))
 
     def take(self, among_its_like: bool = False) -> list[_Waiting[In, Out]]:
-        """The item that came first and those that go well with it, at most ``fair_batch()``; they wait no more."""
+        """Those that came first, at most ``fair_batch()``; they wait no more."""
         if len(self.waiting) == 1:
             return [self.waiting.popleft()]
-        most = self.fair_batch(among_its_like)
-        if self.padding is None:
-            return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
-        batch = _alike(self.waiting, most, self.padding.call_overhead)
-        taken = set(map(id, batch))
-        self.waiting = deque(own for own in self.waiting if id(own) not in taken)
-        return batch
+        return [self.waiting.popleft() for _ in range(min(self.fair_batch(among_its_like), len(self.waiting)))]
 
 
 class Ticket:
@@ -170,10 +151,10 @@ class BatchQueue:
 
     def stage(
         self, name: str, run: Callable[[Sequence[In]], Sequence[Out]], max_batch: int, *,
-        step: int = 0, bounded: bool = True, padding: Padding[In] | None = None,
+        step: int = 0, bounded: bool = True,
     ) -> Stage[In, Out]:  # fmt: skip
         """A new kind of work. Stages of a later step go first: what finishes a request before what begins one."""
-        return Stage(name, run, max_batch, step, bounded, padding, self._longest_batch_seconds)
+        return Stage(name, run, max_batch, step, bounded, self._longest_batch_seconds)
 
     @property
     def waiting_items(self) -> int:
@@ -227,13 +208,12 @@ class BatchQueue:
         if stage.bounded and self._waiting_items >= self._max_waiting_items:
             detail = f"{self._waiting_items} items are waiting, {self._max_waiting_items} are allowed"
             raise Shed("queue_full", detail, max(1, math.ceil(self.estimated_wait_seconds())))
-        length = stage.padding.length(item) if stage.padding is not None else 0.0
         self._arrivals += 1
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Out] = loop.create_future()
         timer = None if seconds is None else loop.call_later(seconds, _give_up, answer)
         # Not _Waiting[In, Out](...): that costs more than all else here.
-        waiting: _Waiting[In, Out] = _Waiting(item, answer, self._arrivals, length)
+        waiting: _Waiting[In, Out] = _Waiting(item, answer, self._arrivals)
         if not stage.waiting:
             self._stages.append(stage)
         stage.waiting.append(waiting)
@@ -322,20 +302,6 @@ def _urgency(stage: Stage[Any, Any]) -> tuple[int, int]:
 def _give_up(answer: asyncio.Future[Any]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
-
-
-def _alike(waiting: Sequence[_Waiting[In, Out]], most: int, call_overhead: float) -> list[_Waiting[In, Out]]:
-    """The first, and those nearest in length for which padding costs less than a call of their own."""
-    first = waiting[0]
-    batch, longest = [first], first.length
-    for other in sorted(islice(waiting, 1, None), key=lambda own: abs(own.length - first.length)):
-        if len(batch) == most:
-            break
-        together = len(batch) * max(0.0, other.length - longest) + max(0.0, longest - other.length)
-        if together <= call_overhead:
-            batch.append(other)
-            longest = max(longest, other.length)
-    return batch
 
 
 def run_batch(run: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:

@@ -16,7 +16,7 @@ import numpy as np
 from opentelemetry.trace import SpanKind
 
 from mufin.inputs import FloatArray, Uint8Array, normalise_title
-from service.batching import BatchQueue, Padding, Stage, run_batch
+from service.batching import BatchQueue, Stage, run_batch
 from service.bundles import Encoder
 from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
@@ -30,9 +30,6 @@ CacheOutcome = Literal["hit", "miss"]
 _DAY_SECONDS = 86400.0
 _URL_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"),)
 _BOTH_HIT: tuple[tuple[Kind, CacheOutcome], ...] = (("url", "hit"), ("image", "hit"))
-# English titles in subwords; and a call's own cost, by docs/performance.md, Encoders: some four tokens' worth.
-_CHARACTERS_A_TOKEN = 4.5
-_CALL_OVERHEAD_TOKENS = 4.0
 # Hashing less than this is quicker than handing it to a thread.
 _HASH_INLINE_BYTES = 1 << 17
 
@@ -134,10 +131,9 @@ class Vectors:
         # Functions of the encoder alone: were they methods, this object and its stages would hold each other.
         self._number = np.dtype(np.float16 if limits.shared else np.float32)
         titles, images = partial(_encode_titles, encoder, self._number), partial(_encode_images, encoder)
-        padding = Padding(partial(_tokens_about, encoder.input_spec.max_title_tokens), _CALL_OVERHEAD_TOKENS)
         # Titles go first: they cost little, and a request whose pictures are late is answered from its title.
         self._images = queue.stage("encode_images", images, limits.max_image_batch, step=0)
-        self._titles = queue.stage("encode_titles", titles, limits.max_title_batch, step=1, padding=padding)
+        self._titles = queue.stage("encode_titles", titles, limits.max_title_batch, step=1)
         self._flights: SingleFlight[bytes] = SingleFlight()
         self._url_flights: SingleFlight[_Picture] = SingleFlight()
 
@@ -393,11 +389,6 @@ def _unpacked(packed: bytes, number: np.dtype[Any]) -> FloatArray:
 
 def _encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
     return list(encoder.encode_images(np.stack(pixels)))
-
-
-def _tokens_about(most: int, item: _TitleItem) -> float:
-    """Tokens of a title, near enough to tell long ones from short ones without a tokenizer."""
-    return float(min(most, 2 + len(item.title) / _CHARACTERS_A_TOKEN))
 
 
 def usable_title(title: str | None) -> str:

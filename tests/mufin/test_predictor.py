@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from mufin.bundle import TEXT_GRAPH_FILE
 from mufin.errors import InputError
+from mufin.graphs import EncoderGraphs
+from mufin.inputs import FloatArray, TokenBatch
 from mufin.predictor import Predictor, ProductBag, open_predictor
 from mufin.scoring import classifier_scores, fuse
 from tests.bundle_factory import DIMENSION, SIDE, make_tiny_bundle, pixels
@@ -50,6 +53,29 @@ def test_titles_in_a_batch_equal_titles_alone(predictor: Predictor) -> None:
     alone = np.concatenate([predictor.encode_titles([title]) for title in titles])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert predictor.encode_titles([]).shape == (0, DIMENSION)
+
+
+def test_titles_of_unlike_length_do_not_share_a_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine short ones would be padded with more than a call costs; two short ones would not, and on a GPU none are cut."""
+    predictor = open_predictor(folder)
+    called: list[tuple[int, ...]] = []
+    titles = type(predictor.encoder.graphs).titles
+
+    def noted(graphs: EncoderGraphs, tokens: TokenBatch) -> FloatArray:
+        called.append(tokens.ids.shape)
+        return titles(graphs, tokens)
+
+    monkeypatch.setattr(EncoderGraphs, "titles", noted)
+    short, long = [3] * 9, [6, 5]
+    for lengths, calls in ((short + long, [(9, 3), (2, 6)]), (short[:2] + long, [(4, 6)])):
+        mask = (np.arange(6) < np.asarray(lengths)[:, None]).astype(np.int64)
+        predictor.encode_tokens(TokenBatch(mask, mask))
+        assert called == calls
+        called.clear()
+    monkeypatch.setattr(predictor.encoder.graphs, "title_call_tokens", math.inf)
+    mask = (np.arange(6) < np.asarray(short + long)[:, None]).astype(np.int64)
+    predictor.encode_tokens(TokenBatch(mask, mask))
+    assert called == [(11, 6)]
 
 
 def test_images_in_a_batch_equal_images_alone(predictor: Predictor) -> None:

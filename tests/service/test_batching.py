@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching import BatchQueue, Padding, Stage, run_batch
+from service.batching import BatchQueue, Stage, run_batch
 from service.errors import NotReady, Shed
 from tests.service.serving import eventually
 
@@ -29,10 +29,6 @@ class Gate:
 
 def _same(items: Sequence[int]) -> Sequence[int]:
     return items
-
-
-def _number(item: int) -> float:
-    return float(item)
 
 
 async def _blocked(queue: BatchQueue, stage: Stage[int, int], gate: Gate) -> asyncio.Task[int]:
@@ -77,21 +73,6 @@ async def test_later_stages_go_first() -> None:
     await asyncio.gather(first, *waiting)
     assert order == ["late"]
     assert gate.batches == [[0], [1]]
-    await queue.aclose()
-
-
-async def test_titles_of_like_length_share_a_call() -> None:
-    """The first is never passed over; what would have to be padded beyond a call's own cost waits for its like."""
-    queue, gate = BatchQueue(1, 100), Gate()
-    stage = queue.stage("work", gate, 4, padding=Padding(_number, 4.0))
-    first = await _blocked(queue, stage, gate)
-    lengths = (10, 60, 11, 13, 58, 62, 9, 8, 12)
-    rest = [asyncio.ensure_future(queue.submit(stage, length)) for length in lengths]
-    await asyncio.sleep(0)
-    gate.open.set()
-    assert await asyncio.gather(first, *rest) == [0, *(length * 10 for length in lengths)]
-    assert [sorted(batch) for batch in gate.batches] == [[0], [8, 9, 10, 11], [58, 60, 62], [12, 13]]
-    assert queue.waiting_items == 0
     await queue.aclose()
 
 
@@ -306,7 +287,7 @@ async def test_batches_are_observed_and_a_busy_worker_shows() -> None:
 
 def test_a_batch_that_was_held_up_does_not_make_everybody_wait() -> None:
     """One stall of the machine leaves the average where it can be lived with; items that stay slow are known for it soon."""
-    stage: Stage[int, int] = Stage("kept", list, 8, 0, True, None, 0.08)
+    stage: Stage[int, int] = Stage("kept", list, 8, 0, True, 0.08)
     stage.took(0.001, 1)
     assert stage.seconds_per_item == 0.001  # the first batch is all that is known
     stage.took(0.3, 1)
