@@ -68,10 +68,19 @@ class Stage(Generic[In, Out]):
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
+    among_many: bool = False
+    """Whether there was a batch of several"""
 
     def took(self, seconds: float, items: int) -> None:
-        """A batch was answered. One that was held up moves the average by a few batches' worth at the most."""
+        """A batch was answered. One that was held up moves the average by a few batches' worth at the most.
+
+        What an item costs alone says little of one among many, which is what waits and batches are reckoned from: it is
+        left out once there were several, unless it cost less or batches have shrunk to one.
+        """
         average = self.seconds_per_item
+        if items == 1 and self.among_many and seconds > average and self.fair_batch() > 1:
+            return
+        self.among_many |= items > 1
         own = min(seconds / items, _HELD_UP * average) if average else seconds / items
         self.seconds_per_item = _AVERAGE_KEEPS * average + (1 - _AVERAGE_KEEPS) * own if average else own
 

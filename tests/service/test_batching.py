@@ -295,3 +295,24 @@ def test_a_batch_that_was_held_up_does_not_make_everybody_wait() -> None:
     for _ in range(20):
         stage.took(0.8, 8)
     assert 0.05 < stage.seconds_per_item < 0.1
+
+
+def test_lone_items_do_not_make_a_crowd_look_slow() -> None:
+    """A burst after a quiet hour is admitted by what batches cost; what became slower for good is known all the same."""
+    stage: Stage[int, int] = Stage("kept", list, 64, 0, True, 0.08)
+    for _ in range(50):
+        stage.took(0.006, 1)
+    assert stage.fair_batch() == 13
+    for _ in range(50):
+        stage.took(0.03 * 1.01, 10)
+    for _ in range(50):
+        stage.took(0.006, 1)
+    assert stage.fair_batch() == 26
+    stage.took(0.001, 1)
+    assert stage.fair_batch() > 26
+    for _ in range(50):
+        stage.took(0.9, 2)
+    assert stage.fair_batch() == 1
+    for _ in range(50):
+        stage.took(0.6, 1)
+    assert 0.55 < stage.seconds_per_item < 0.65
