@@ -80,9 +80,10 @@ class Stage(Generic[In, Out]):
         average = self.seconds_per_item
         if items == 1 and self.among_many and seconds > average and self.fair_batch() > 1:
             return
-        self.among_many |= items > 1
         own = min(seconds / items, _HELD_UP * average) if average else seconds / items
-        self.seconds_per_item = _AVERAGE_KEEPS * average + (1 - _AVERAGE_KEEPS) * own if average else own
+        keeps = _AVERAGE_KEEPS if average and (items == 1 or self.among_many) else 0.0  # the first of several tells more
+        self.seconds_per_item = keeps * average + (1 - keeps) * own
+        self.among_many |= items > 1
 
     def fair_batch(self, among_its_like: bool = False) -> int:
         """As many items as a batch may hold without holding up everybody else for long.

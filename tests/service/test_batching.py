@@ -303,6 +303,8 @@ def test_lone_items_do_not_make_a_crowd_look_slow() -> None:
     for _ in range(50):
         stage.took(0.006, 1)
     assert stage.fair_batch() == 13
+    stage.took(0.039, 13)
+    assert stage.fair_batch() == 26
     for _ in range(50):
         stage.took(0.03 * 1.01, 10)
     for _ in range(50):
