@@ -12,8 +12,9 @@ from itertools import groupby
 def cheapest_calls(lengths: Sequence[int], call_cost: float, most: int) -> list[tuple[int, int]]:
     """Ascending ``lengths`` of N items to the calls that cost least together: (start, end) of each, in order.
 
-    A call of n items costs ``call_cost`` and n times its longest length. ``most``: items of a call. Dynamic programming
-    over the distinct lengths; items of one length stay together unless they are more than ``most``.
+    A call of n items costs ``call_cost`` and n times its longest length. Dynamic programming over the distinct lengths:
+    items of one length stay together. ``most``: items of a call; a group of more is cut into as few as that allows,
+    which is reckoned with as if all were as long as its longest.
     """
     runs = [(length, len(list(own))) for length, own in groupby(lengths)]
     least, begins = [0.0], [0]

@@ -26,7 +26,7 @@ Out = TypeVar("Out")
 ObserveBatch = Callable[[str, int, float], None]
 """Told of every batch: stage, items, seconds."""
 
-_AVERAGE_KEEPS = 0.9
+_AVERAGE_KEEPS, _CROWD_KEEPS = 0.9, 0.5
 # A lone item of 1 ms that the machine holds up for 300 would make the average 31 ms, and whoever comes then would be refused
 # until it has forgotten. Items that really take longer are known for it within some ten batches.
 _HELD_UP = 4.0
@@ -68,22 +68,20 @@ class Stage(Generic[In, Out]):
     waiting: deque[_Waiting[In, Out]] = field(default_factory=deque)
     seconds_per_item: float = 0.0
     """Moving average, from a batch's start to its answers; 0 before the first batch."""
-    among_many: bool = False
-    """Whether there was a batch of several"""
 
     def took(self, seconds: float, items: int) -> None:
         """A batch was answered. One that was held up moves the average by a few batches' worth at the most.
 
-        What an item costs alone says little of one among many, which is what waits and batches are reckoned from: it is
-        left out once there were several, unless it cost less or batches have shrunk to one.
+        One that was quick tells as much as its items would, up to a half: what they cost one by one, before a crowd came,
+        says little of what they cost together, and waits and batches are reckoned from the average.
         """
         average = self.seconds_per_item
-        if items == 1 and self.among_many and seconds > average and self.fair_batch() > 1:
+        if not average:
+            self.seconds_per_item = seconds / items
             return
-        own = min(seconds / items, _HELD_UP * average) if average else seconds / items
-        keeps = _AVERAGE_KEEPS if average and (items == 1 or self.among_many) else 0.0  # the first of several tells more
+        own = min(seconds / items, _HELD_UP * average)
+        keeps = max(_CROWD_KEEPS, _AVERAGE_KEEPS**items) if own < average else _AVERAGE_KEEPS
         self.seconds_per_item = keeps * average + (1 - keeps) * own
-        self.among_many |= items > 1
 
     def fair_batch(self, among_its_like: bool = False) -> int:
         """As many items as a batch may hold without holding up everybody else for long.
@@ -115,8 +113,12 @@ class Ticket:
 
     def done(self, stage: Stage[Any, Any]) -> None:
         """One item of a stage is done, or not needed after all."""
-        if self._left.get(stage, 0) > 0:
-            self._left[stage] -= 1
+        left = self._left.get(stage, 0)
+        if left > 1:
+            self._left[stage] = left - 1
+        elif left:
+            del self._left[stage]
+        if left:
             self._take_back(stage, 1)
 
     def __enter__(self) -> Ticket:
@@ -124,8 +126,7 @@ class Ticket:
 
     def __exit__(self, *_: object) -> None:
         for stage, items in self._left.items():
-            if items:
-                self._take_back(stage, items)
+            self._take_back(stage, items)
         self._left.clear()
 
     def _take_back(self, stage: Stage[Any, Any], items: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from asyncio import Transport
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.joined_writes import JoinedWrites
 from service.peers import PEER, Peer
@@ -51,7 +51,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
             return
         self._lines_bytes += len(data)
         if self._lines_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -66,20 +66,21 @@ class StrictHttpProtocol(HttpToolsProtocol):
         if version not in _VERSIONS:
             raise ValueError(f"HTTP/{version} is not spoken here")
         # One loop over all: this runs for every request, and comprehensions are calls.
-        size, hosts, codings = len(self.url), 0, []
+        hosts, codings = 0, []
         for name, value in self.headers:
-            size += len(name) + len(value) + _AROUND_HEADER
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding":
                 codings.append(value.strip().lower())
-        if size > MOST_HEAD_BYTES:
-            raise ValueError(f"a head is longer than {MOST_HEAD_BYTES} bytes")
+        _check_size(self.headers, len(self.url))
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise ValueError(f"a request has {hosts} Host headers, HTTP/1.1 has one (RFC 9112, 3.2)")
         if codings and codings != [b"chunked"]:
             raise ValueError("chunked is the only transfer coding that is read")
         super().on_headers_complete()
+        if codings:
+            # Apart from the request's headers, where uvicorn would put its trailers, too (RFC 9110, 6.5.1); nobody reads them.
+            self.headers = []
 
     def on_body(self, body: bytes) -> None:
         """A piece of it."""
@@ -89,9 +90,28 @@ class StrictHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is there."""
         self._unfinished = False
+        if self.headers is not self.scope["headers"]:
+            _check_size(self.headers)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer without a body, to HEAD, is a head alone."""
         self.transport.send_held()  # type: ignore[attr-defined]
         super().on_response_complete()
+
+    def _refuse(self) -> None:
+        """400, where nothing of an answer is on its way: a second one would be taken for the next request's."""
+        cycle: RequestResponseCycle | None = self.cycle
+        own = cycle is not None and cycle.scope is self.scope
+        if cycle is None or (not cycle.response_started if own else cycle.response_complete):
+            self.send_400_response("Invalid HTTP request received.")
+        else:
+            self.transport.close()
+
+
+def _check_size(headers: list[tuple[bytes, bytes]], size: int = 0) -> None:
+    """Raise ValueError for a head, or trailers, that are longer than allowed. ``size``: of what stands before them."""
+    for name, value in headers:
+        size += len(name) + len(value) + _AROUND_HEADER
+    if size > MOST_HEAD_BYTES:
+        raise ValueError(f"a head is longer than {MOST_HEAD_BYTES} bytes")

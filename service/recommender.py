@@ -42,6 +42,8 @@ from service.vectors import CacheOutcome, ImageOutcome, Known, TitleOutcome, Vec
 _LEAST_IMAGE_SHARE = 0.5
 # Kept for writing the answer once ranking is over.
 _ANSWER_SECONDS = 0.01
+# Beyond the deadline, for a shortlist's texts.
+_FINISH_SECONDS = 0.1
 _DURATIONS_KEPT, _DURATIONS_NEEDED, _DURATIONS_STEP = 256, 20, 5
 
 
@@ -252,11 +254,16 @@ class Recommender:
         _note(timings, "encode", began, job.encoded_at, modality="title")
         _note(timings, "shortlist", job.encoded_at, job.found_at)
         if found is not None:
-            return prepared, await self._ranker.finish(FinishJob(found, selection))
+            return prepared, await self._finish(found, selection, deadline)
         assert finished is not None
         if finished.stage == "reranked":
             _note(timings, "rerank", job.found_at, time.perf_counter())
         return prepared, finished
+
+    async def _finish(self, found: Shortlisted, selection: Selection, deadline: Deadline) -> Finished:
+        """An answer that is all but there is waited for a little longer, but for no disk that hangs."""
+        work = self._ranker.finish(FinishJob(found, selection))
+        return await within(deadline.remaining() + _FINISH_SECONDS, work)
 
     def _selection(self, request: RecommendRequest, slots: Slots) -> Selection:
         asked = slots if request.explain else None
@@ -287,7 +294,7 @@ class Recommender:
             self._rank_seconds.note(max(0.0, left))
             with timings.step("shortlist"), span("shortlist"):
                 found = await self._ranker.shortlist(product, deadline.remaining())
-            return await self._ranker.finish(FinishJob(found, selection))
+            return await self._finish(found, selection, deadline)
         job = RankJob(product, selection)
         try:
             finished = await self._ranker.rank(job, left)
@@ -295,7 +302,7 @@ class Recommender:
             if job.found is None:
                 raise
             _note(timings, "shortlist", began, job.found_at)
-            return await self._ranker.finish(FinishJob(job.found, selection))
+            return await self._finish(job.found, selection, deadline)
         finally:
             # Slow ones count as well, or one slow spell would never be noticed.
             self._rank_seconds.note(time.perf_counter() - began)

@@ -5,7 +5,9 @@ Those cost a lone request some thirty calls, behind a model call that has left t
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -24,8 +26,9 @@ class Workers:
         self._most, self._name = most, name
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        # Of neither this object nor what it is part of: a thread would keep both.
-        self._end = weakref.finalize(self, _end, self._queue, self._threads, _LAST_CALL_SECONDS)
+        # Not a method: a thread, or this, would keep the object and what it is part of.
+        weakref.finalize(self, _end, self._queue, self._threads).atexit = False
+        _alive.add(self)
 
     def submit(self, work: Work) -> None:
         """Have it called soon, once; it must not raise. Raises RuntimeError when there is no thread and none can start."""
@@ -40,12 +43,16 @@ class Workers:
                 self._queue.get_nowait()
             except Empty:
                 break
-        for _ in self._threads:
-            self._queue.put(None)
+        _end(self._queue, self._threads)
+
+    def wait_until(self, moment: float) -> None:
+        """For calls that run, until time.monotonic() is there."""
+        for thread in self._threads:
+            thread.join(max(0.0, moment - time.monotonic()))
 
     def _start_another(self) -> None:
         name = f"{self._name}_{len(self._threads)}"
-        # A daemon, as the interpreter would wait for any other without end; _end waits for a while.
+        # A daemon, as the interpreter would wait for any other without end; _last_calls waits for a while.
         thread = threading.Thread(target=_work_on, args=(self._queue,), name=name, daemon=True)
         try:
             thread.start()
@@ -62,9 +69,18 @@ def _work_on(queue: SimpleQueue[Work | None]) -> None:
         del work  # what it holds must not stay until the next one comes
 
 
-def _end(queue: SimpleQueue[Work | None], threads: list[threading.Thread], seconds: float) -> None:
+def _end(queue: SimpleQueue[Work | None], threads: list[threading.Thread]) -> None:
     for _ in threads:
         queue.put(None)
-    for thread in threads:
-        if thread is not threading.current_thread():
-            thread.join(seconds)
+
+
+_alive: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _last_calls() -> None:
+    until, workers = time.monotonic() + _LAST_CALL_SECONDS, list(_alive)
+    for own in workers:
+        own.close()
+    for own in workers:
+        own.wait_until(until)

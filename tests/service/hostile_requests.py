@@ -216,6 +216,7 @@ HTTP: Sequence[Case] = (
     Case("a trailer behind the chunks", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,
          "Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\nA: b\r\n\r\n" % (len(GOOD), GOOD)), "200"),
     Case("trailers without end", [CHUNKED, *[b"A: b\r\n" * 4000] * 40], "400", 0.02),
+    Case("trailers of 200 kB in one packet", [CHUNKED + b"A: b\r\n" * 33_000 + b"\r\n"], "400"),
     Case("a trailer without end", [CHUNKED + b"A: ", *[b"x" * 24_000] * 40], "400", 0.02),
     Case("a chunk's extension without end", [CHUNKED[:-3] + b"5;a=", *[b"x" * 24_000] * 40], "400", 0.02),
     Case("chunks over the limit", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, CLOSE,

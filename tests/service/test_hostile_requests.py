@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.service.hostile_requests import GOOD, REQUESTS, Case
+from tests.service.hostile_requests import CHUNKED, GOOD, REQUESTS, Case
 from tests.service.test_process import Served, served
 
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r]*\r\n")
@@ -63,6 +63,16 @@ def test_a_hostile_request_ends_as_stated(service: Served, case: Case) -> None:
     """Status and code, and a closed connection."""
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
     assert _outcome(_exchange(address, case)) == case.outcome
+
+
+def test_what_a_trailer_says_is_no_header(service: Served) -> None:
+    """Whatever stands before the service may have checked or set the head's fields."""
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    trailers = b"X-Request-ID: from-the-trailer\r\nX-Request-Timeout-Ms: 0\r\nConnection: close\r\n\r\n"
+    head_first = CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    received = _exchange(address, Case("a trailer that names itself", [head_first + trailers], "200"))
+    assert _outcome(received) == "200"
+    assert b"from-the-trailer" not in received
 
 
 def test_afterwards_the_service_is_as_it_was(service: Served) -> None:

@@ -118,11 +118,19 @@ def test_no_further_thread_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _ended(_threads())
 
 
-def test_a_call_that_hangs_does_not_keep_the_process() -> None:
-    """It gets two seconds."""
+@pytest.mark.parametrize(
+    ("calls", "seconds", "said"),
+    [(1, 0.5, "over\nended\n"), (1, 600, "over\n"), (20, 600, "over\n")],
+    ids=["short", "one that hangs", "twenty that hang"],
+)
+def test_the_process_s_end_waits_for_calls_a_while(calls: int, seconds: float, said: str) -> None:
+    """Two seconds for all of them together; twenty times two would be more than this waits for."""
     code = (
         "import time; from service.workers import Workers\n"
-        "workers = Workers(1, 'own'); workers.submit(lambda: time.sleep(600)); time.sleep(.1); print('over')"
+        f"def call(): time.sleep({seconds}); print('ended', flush=True)\n"
+        f"workers = Workers({calls}, 'own')\n"
+        f"for _ in range({calls}): workers.submit(call)\n"
+        "time.sleep(.1); print('over', flush=True)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "over\n", "")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, said, "")
