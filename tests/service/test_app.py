@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 
 import pytest
 
+from mufin.inputs import Int64Array
+from mufin.label_files import Label
 from tests.service.answered import ask, ids, refusal
-from tests.service.memory_model import MemoryModel, shop
+from tests.service.memory_model import MemoryLabels, MemoryModel, shop
 from tests.service.serving import picture, picture_server, running
 
 
@@ -265,6 +268,25 @@ async def test_near_the_deadline_the_shortlist_is_the_answer() -> None:
         assert answer["modalities_used"] == ["title"]
         await ask(client, product={"title": "red leather handbag"})
         assert sum(model.title_batches) == 1  # what was encoded is known, though ranking was cut
+
+
+async def test_texts_that_do_not_come_end_as_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read from files, and a disk may hang: an answer that was cut to its shortlist does not wait for that."""
+    model, disk = MemoryModel(shop(), rerank_seconds=0.3), threading.Event()
+    describe = type(model.labels).describe
+
+    def held(labels: MemoryLabels, wanted: Int64Array) -> list[Label]:
+        disk.wait(30)
+        return describe(labels, wanted)
+
+    async with running(model, deadline_milliseconds=200) as (client, _):
+        monkeypatch.setattr(type(model.labels), "describe", held)
+        try:
+            for _ in range(2):  # with its title to be encoded, and known
+                response = await client.post("/recommend", json={"product": {"title": "red leather handbag"}})
+                refusal(response, 504, "deadline_passed")
+        finally:
+            disk.set()
 
 
 async def test_a_deadline_before_the_shortlist_is_504() -> None:
