@@ -65,7 +65,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in _VERSIONS:
             raise ValueError(f"HTTP/{version} is not spoken here")
-        # One loop over all: this runs for every request, and comprehensions are calls.
+        # Loops, as this runs for every request, and comprehensions are calls.
         hosts, codings = 0, []
         for name, value in self.headers:
             if name == b"host":

@@ -284,7 +284,9 @@ async def test_texts_that_do_not_come_end_as_504(monkeypatch: pytest.MonkeyPatch
         try:
             for _ in range(2):  # with its title to be encoded, and known
                 response = await client.post("/recommend", json={"product": {"title": "red leather handbag"}})
-                refusal(response, 504, "deadline_passed")
+                late = refusal(response, 504, "deadline_passed")
+                assert late["detail"] == "no answer was ready within the deadline"
+                assert not disk.is_set()
         finally:
             disk.set()
 
