@@ -11,16 +11,16 @@ import re
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import certifi
-import httpcore
 
 from service.breaker import BreakerGroup
-from service.dialling import HeadAllowance, Lookups, PublicBackend, Resolve, TrustedBackend, limited_head
+from service.dialling import ConnectFault, Dialler, Lookups, NetworkFault, Resolve
 from service.errors import PictureError
+from service.picture_client import Connection, Origin, PictureClient
 from service.picture_urls import PictureUrl, UrlPolicy, UrlRefused, check_url, redirect_url
 from service.tracing import outgoing_headers
 
@@ -29,14 +29,12 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HOST_FAILURES, _HOST_REST_SECONDS = 5, 30.0
 _SPEED_GRACE_SECONDS = 0.5
 _SLOW_SECONDS = 0.5
+_LEAST_SECONDS = 0.005
 _MAGIC_BYTES = 12
-_MAX_HEAD_BYTES = 32 << 10
 _UNPACK_BYTES = 64 << 10
-# A body in tiny pieces costs us a thousand times what it costs the server: so many are borne, then one every so often.
-_FREE_PIECES, _BYTES_A_PIECE = 1000, 512
-_PIECES_AT_ONCE = 32
-_ETAG = re.compile(rb'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
-_NETWORK_FAULTS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
+_ETAG = re.compile('(?:W/)?"[\x21\x23-\x7e]{0,200}"')
+# What may stand in a header's value: a shared cache may hold garbage, a trace's state comes from a caller.
+_HEADER_VALUE = re.compile("[\t\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +84,11 @@ class Fetcher:
         self._slots = asyncio.Semaphore(limits.max_fetches)
         self._host_slots: dict[str, _HostSlots] = {}
         self._lookups = Lookups(limits.max_fetches)
-        tls = tls or ssl.create_default_context(cafile=certifi.where())
-        # Two pools: a connection to a trusted origin is never handed to a request that must not have it.
-        self._public = self._pool(tls, PublicBackend(resolve or self._lookups, policy.is_public))
-        self._trusted = self._pool(tls, TrustedBackend())
-
-    def _pool(self, tls: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend) -> httpcore.AsyncConnectionPool:
-        return httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=self._limits.max_fetches,
-            max_keepalive_connections=self._limits.max_fetches // 2,
-            keepalive_expiry=5.0,
-            network_backend=backend,
+        self._client = PictureClient(
+            tls or ssl.create_default_context(cafile=certifi.where()),
+            Dialler(resolve or self._lookups, policy.is_public),
+            Dialler(self._lookups, None),
+            limits.max_fetches,
         )
 
     def hosts_left_alone(self) -> int:
@@ -107,8 +98,7 @@ class Fetcher:
     async def aclose(self) -> None:
         """Close the connections that are kept."""
         self._lookups.close()
-        await self._public.aclose()
-        await self._trusted.aclose()
+        await self._client.aclose()
 
     async def fetch(self, text: str, etag: str | None = None) -> Fetched:
         """Bytes of the picture behind a URL. Raises PictureError.
@@ -148,7 +138,7 @@ class Fetcher:
             raise _unreachable()
         # The host's slot first: whoever waits for a slow host must not hold one of the slots of all.
         async with self._host_slot(url.host), self._slots:
-            if asyncio.get_running_loop().time() >= (limit.when() or math.inf):
+            if asyncio.get_running_loop().time() + _LEAST_SECONDS >= (limit.when() or math.inf):
                 # The slot came as the time ended: the host is not asked for what nobody waits for.
                 raise TimeoutError
             if not breaker.allow():
@@ -168,7 +158,7 @@ class Fetcher:
             except TimeoutError:
                 breaker.failed()
                 raise
-            except (*_NETWORK_FAULTS, zlib.error, OSError) as error:
+            except (NetworkFault, zlib.error) as error:
                 breaker.failed()
                 # One code for every failure of the network: callers must not learn what lies behind it.
                 raise _unreachable() from error
@@ -182,55 +172,44 @@ class Fetcher:
         """
         try:
             return await self._request(url, etag)
-        except httpcore.ConnectError:
+        except ConnectFault:
             return await self._request(url, etag)
 
     async def _request(self, url: PictureUrl, etag: str | None) -> _Hop:
+        origin = Origin(url.scheme, url.host, url.port, url.trusted)
         limits = self._limits
-        timeouts = {
-            "connect": limits.connect_seconds,
-            "read": limits.first_byte_seconds,
-            "write": limits.first_byte_seconds,
-            "pool": limits.total_seconds,
-        }
-        headers = [
-            ("Host", url.authority),
-            ("User-Agent", "mufin"),
-            ("Accept", "image/jpeg, image/png, image/webp"),
-            ("Accept-Encoding", "identity"),
-        ]
-        if etag is not None:
-            headers.append(("If-None-Match", etag))
-        if url.trusted:
-            headers.extend(outgoing_headers().items())  # others are not told that we trace
-        pool = self._trusted if url.trusted else self._public
-        # In pieces: httpcore's own reading of a URL loses what stands behind a semicolon.
-        address = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
-        with limited_head(_MAX_HEAD_BYTES) as head:
-            async with pool.stream("GET", address, headers=headers, extensions={"timeout": timeouts}) as response:
-                return await self._read(response, head, etag)
+        connection = await self._client.ask(origin, _head(url, etag), limits.connect_seconds, limits.first_byte_seconds)
+        try:
+            return await self._read(connection, etag)
+        finally:
+            self._client.give_back(connection, origin)
 
-    async def _read(self, response: httpcore.Response, head: HeadAllowance, etag: str | None) -> _Hop:
-        head.bytes_left = None
-        headers = {name.lower(): value for name, value in response.headers}
-        if response.status in _REDIRECTS:
+    async def _read(self, answer: Connection, etag: str | None) -> _Hop:
+        headers = answer.headers
+        if answer.status in _REDIRECTS:
             return _Hop(location=_text(headers.get(b"location", b"")))
-        if response.status == 304 and etag is not None:
+        if answer.status == 304 and etag is not None:
             return _Hop(Fetched(None, etag))
-        if response.status != 200:
+        if answer.status != 200:
             raise _unreachable()
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._limits.max_bytes:
             raise self._too_large()
-        body = _decoded(_in_fair_pieces(response.aiter_stream()), headers.get(b"content-encoding", b""))
-        tag = headers.get(b"etag", b"")
-        return _Hop(Fetched(await self._collect(body), tag.decode("ascii") if _ETAG.fullmatch(tag) else None))
+        encoding = headers.get(b"content-encoding", b"").strip().lower()
+        if encoding in (b"", b"identity"):
+            content = await self._collect(answer.read)
+        elif encoding in (b"gzip", b"x-gzip", b"deflate"):
+            content = await self._collect(_Unpacked(answer).read)
+        else:
+            raise _unreachable()
+        tag = headers.get(b"etag", b"").decode("latin-1")
+        return _Hop(Fetched(content, tag if _ETAG.fullmatch(tag) else None))
 
-    async def _collect(self, body: AsyncIterator[bytes]) -> bytes:
+    async def _collect(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         content = bytearray()
         began = time.monotonic()
         judged = False
-        async for chunk in body:
+        while chunk := await read():
             content += chunk
             if len(content) > self._limits.max_bytes:
                 raise self._too_large()
@@ -288,32 +267,38 @@ def require_image(content: bytes | bytearray) -> None:
         raise PictureError("not_an_image", "the content is no JPEG, PNG or WebP image")
 
 
-async def _in_fair_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The stream, others getting their turn meanwhile. Raises httpcore.RemoteProtocolError for a body in crumbs."""
-    pieces = seen_bytes = 0
-    async for piece in stream:
-        pieces += 1
-        seen_bytes += len(piece)
-        if pieces > _FREE_PIECES + seen_bytes // _BYTES_A_PIECE:
-            raise httpcore.RemoteProtocolError("the body comes in crumbs")
-        if pieces % _PIECES_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        yield piece
-
-
-async def _decoded(stream: AsyncIterator[bytes], encoding: bytes) -> AsyncIterator[bytes]:
+class _Unpacked:
     """The body without its content encoding, in small pieces: a bomb is unpacked no further than it is read."""
-    encoding = encoding.strip().lower()
-    if encoding in (b"", b"identity"):
-        async for chunk in stream:
-            yield chunk
-        return
-    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise _unreachable()
-    # 47: zlib or gzip, told apart by their headers.
-    unpacker = zlib.decompressobj(47)
-    async for chunk in stream:
-        while chunk:
-            yield unpacker.decompress(chunk, _UNPACK_BYTES)
-            chunk = unpacker.unconsumed_tail
+
+    def __init__(self, answer: Connection) -> None:
+        self._answer = answer
+        self._unpacker = zlib.decompressobj(47)  # zlib or gzip, told apart by their headers
+        self._packed = b""
+
+    async def read(self) -> bytes:
+        """The next piece; nothing at its end. Raises NetworkFault, zlib.error."""
+        while True:
+            self._packed = self._packed or await self._answer.read()
+            if not self._packed:
+                return b""
+            piece = self._unpacker.decompress(self._packed, _UNPACK_BYTES)
+            self._packed = self._unpacker.unconsumed_tail
             await asyncio.sleep(0)
+            if piece:
+                return piece
+
+
+def _head(url: PictureUrl, etag: str | None) -> bytes:
+    """What is sent: no cookie and no header of a caller's. The URL's parts are ASCII without spaces."""
+    lines = [
+        f"GET {url.target} HTTP/1.1",
+        f"Host: {url.authority}",
+        "User-Agent: mufin",
+        "Accept: image/jpeg, image/png, image/webp",
+        "Accept-Encoding: identity",
+    ]
+    if etag is not None and _ETAG.fullmatch(etag):
+        lines.append(f"If-None-Match: {etag}")
+    if url.trusted:  # others are not told that we trace
+        lines += [f"{name}: {value}" for name, value in outgoing_headers().items() if _HEADER_VALUE.fullmatch(value)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")

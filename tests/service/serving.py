@@ -177,6 +177,7 @@ async def picture_server() -> AsyncIterator[PictureServer]:
         task = asyncio.ensure_future(pictures.handle(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # also where the task is cut before it begins
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     pictures.port = server.sockets[0].getsockname()[1]

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import httpcore
 import pytest
 
 from service.addresses import Address, is_public
-from service.dialling import PublicBackend
+from service.dialling import ConnectFault, Dialler, connect
 from service.errors import PictureError
 from service.fetching import Fetcher, FetchLimits
 from service.picture_urls import UrlPolicy
 from tests.service.serving import PictureServer, picture, picture_server
 
+BOTH_LOOPS = True
 PNG = picture()
 LIMITS = FetchLimits(
     connect_seconds=0.5, first_byte_seconds=0.5, total_seconds=1.0, min_bytes_per_second=2000, max_bytes=50_000
@@ -109,15 +110,14 @@ async def test_the_peer_of_the_socket_is_judged_as_well() -> None:
     """Should a dialler ever go elsewhere, the connection is dropped before a byte is sent."""
     async with picture_server() as pictures:
 
-        class Elsewhere(httpcore.AnyIOBackend):
-            async def connect_tcp(self, host: str, *arguments: object, **names: object) -> httpcore.AsyncNetworkStream:
-                return await super().connect_tcp("127.0.0.1", pictures.port)
+        async def elsewhere(address: str, port: int) -> socket.socket:
+            return await connect("127.0.0.1", pictures.port)
 
         async def resolve(host: str, port: int) -> Sequence[str]:
             return ["8.8.8.8"]
 
-        with pytest.raises(httpcore.ConnectError):
-            await PublicBackend(resolve, is_public, Elsewhere()).connect_tcp("shop.example", 443, 1.0)
+        with pytest.raises(ConnectFault, match="refused"):
+            await Dialler(resolve, is_public, elsewhere).dial("shop.example", 443, 1.0)
         assert pictures.heads == []
 
 
