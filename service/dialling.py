@@ -38,7 +38,15 @@ class Lookups:
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """Every address of a host, in the system's order of preference. Raises OSError, UnicodeError."""
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        found = await asyncio.get_running_loop().run_in_executor(self._pool, look_up)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, look_up)
+        except RuntimeError as error:  # closed, or no thread to be had
+            raise OSError("no lookup") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise OSError("no lookup") from error  # closed while it waited, which nobody was told
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     def close(self) -> None:

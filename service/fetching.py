@@ -199,7 +199,7 @@ class Fetcher:
         if encoding in (b"", b"identity"):
             content = await self._collect(answer.read)
         elif encoding in (b"gzip", b"x-gzip", b"deflate"):
-            content = await self._collect(_Unpacked(answer).read)
+            content = await self._collect(_Unpacked(answer, self._limits.max_bytes).read)
         else:
             raise _unreachable()
         tag = headers.get(b"etag", b"").decode("latin-1")
@@ -268,24 +268,33 @@ def require_image(content: bytes | bytearray) -> None:
 
 
 class _Unpacked:
-    """The body without its content encoding, in small pieces: a bomb is unpacked no further than it is read."""
+    """The body without its content encoding, in small pieces: a bomb is unpacked no further than it is read.
 
-    def __init__(self, answer: Connection) -> None:
-        self._answer = answer
+    What stands behind its end is not read, and packed it has no more bytes than it may have unpacked: much may be packed
+    into nothing.
+    """
+
+    def __init__(self, answer: Connection, max_bytes: int) -> None:
+        self._answer, self._bytes_left = answer, max_bytes
         self._unpacker = zlib.decompressobj(47)  # zlib or gzip, told apart by their headers
         self._packed = b""
 
     async def read(self) -> bytes:
         """The next piece; nothing at its end. Raises NetworkFault, zlib.error."""
-        while True:
-            self._packed = self._packed or await self._answer.read()
+        while not self._unpacker.eof:
             if not self._packed:
-                return b""
+                self._packed = await self._answer.read()
+                self._bytes_left -= len(self._packed)
+            if not self._packed:
+                break
+            if self._bytes_left < 0:
+                raise NetworkFault("more is packed than may be unpacked")
             piece = self._unpacker.decompress(self._packed, _UNPACK_BYTES)
             self._packed = self._unpacker.unconsumed_tail
             await asyncio.sleep(0)
             if piece:
                 return piece
+        return b""
 
 
 def _head(url: PictureUrl, etag: str | None) -> bytes:

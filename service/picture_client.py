@@ -7,6 +7,7 @@ worth in ``fetching``. What a server may send is bounded here: docs/security.md,
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,8 +42,9 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._fault: NetworkFault | None = None
-        self._is_lost = self._is_new = False
+        self._fault = ""
+        """Why it ended; no exception, whose traceback would hold on to all that was received"""
+        self._is_lost = self._is_new = self._is_gone = False
         self._silence_seconds = self._heard_at = 0.0
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -68,17 +70,13 @@ class Connection(asyncio.Protocol):
             self.abort()  # nobody asked, or more than the answer
             return
         self._heard_at = self._loop.time()
-        try:
-            # Little at a time while the head lasts, so that what comes before a body is bounded however it comes.
-            while data:
-                piece = data if self._has_head else data[:_HEAD_PIECE_BYTES]
-                self._feed(parser, piece)
-                if not self._has_head and self._fed_bytes >= _MAX_HEAD_BYTES:
-                    raise NetworkFault("the head is too long")
-                data = data[len(piece) :]
-            if self._fed_bytes - self._body_bytes > _FREE_FRAME_BYTES + _FRAME_BYTES_A_PIECE * self._piece_count:
-                raise NetworkFault("the body is little beside its frame")
-        except NetworkFault as fault:
+        fault = ""
+        # Little at a time while the head lasts, so that what comes before a body is bounded however it comes.
+        while data and not fault:
+            piece = data if self._has_head else data[:_HEAD_PIECE_BYTES]
+            fault = self._feed(parser, piece)
+            data = data[len(piece) :]
+        if fault:
             self._end(fault)
             return
         if self._unread_bytes > _MOST_UNREAD_BYTES and not self._is_complete:
@@ -86,20 +84,28 @@ class Connection(asyncio.Protocol):
             self._is_paused = True
         self._wake()
 
-    def _feed(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
+    def _feed(self, parser: httptools.HttpResponseParser, data: bytes) -> str:
+        """Why the answer is refused; empty: it is not."""
         self._fed_bytes += len(data)
         try:
             parser.feed_data(data)
         except httptools.HttpParserError as error:
-            # Also what a call of ours raised. What stands behind a whole answer spoils the connection alone.
+            # Also what a call of ours raised, which the parser keeps. What stands behind a whole answer spoils the
+            # connection alone.
             self._may_be_kept = False
-            if not self._is_complete:
-                raise NetworkFault(str(error.__context__ or error)) from error
+            cause = error.__context__ or error
+            cause.__traceback__ = None
+            return "" if self._is_complete else str(cause)
+        if not self._has_head and self._fed_bytes >= _MAX_HEAD_BYTES:
+            return "the head is too long"
+        if self._fed_bytes - self._body_bytes > _FREE_FRAME_BYTES + _FRAME_BYTES_A_PIECE * self._piece_count:
+            return "the body is little beside its frame"
+        return ""
 
     def eof_received(self) -> None:
         """By the event loop; the transport then closes itself."""
         self._may_be_kept = False
-        if self._has_head and not self._is_complete and self._lasts_until_the_end():
+        if self._has_head and not self._is_complete and not self._fault and self._lasts_until_the_end():
             self._is_complete = True
             self._wake()
 
@@ -109,7 +115,8 @@ class Connection(asyncio.Protocol):
         if error is None:
             self.eof_received()
         if not self._is_complete:
-            self._end(NetworkFault("the server hung up"))
+            self._is_gone = not (self._fault or self._is_new or self._fed_bytes)
+            self._end("the server hung up")
         self._stop_timer()
         self._release(self)
 
@@ -121,19 +128,23 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """By the parser; trailers are none of ours."""
         if not self._has_head:
-            self.headers[name.lower()] = value
+            name = name.lower()
+            if name == b"transfer-encoding" and name in self.headers:
+                raise NetworkFault("two transfer encodings")
+            self.headers[name] = value
 
     def on_headers_complete(self) -> None:
         """By the parser."""
         parser = self._parser
         assert parser is not None
         self.status = parser.get_status_code()
-        if parser.get_http_version() not in ("1.0", "1.1") or self.status == 101:
+        version = parser.get_http_version()
+        if version not in ("1.0", "1.1") or self.status == 101:
             raise NetworkFault("another protocol")
         if self.headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
             raise NetworkFault("a transfer encoding that nobody asked for")
         self._has_head = self.status >= 200
-        self._may_be_kept = self._has_head and parser.should_keep_alive()
+        self._may_be_kept = self._has_head and version == "1.1" and parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:
         """By the parser, for a chunk or what has come of it."""
@@ -179,13 +190,8 @@ class Connection(asyncio.Protocol):
         self._stop_timer()
         self._timer = self._loop.call_later(silence_seconds, self._look)
         self._transport.write(request)
-        try:
-            while not self._has_head:
-                await self._more()
-        except NetworkFault as fault:
-            if self._is_new or self._fed_bytes:
-                raise
-            raise _Gone("the server hung up") from fault
+        while not self._has_head:
+            await self._more()
 
     async def read(self) -> bytes:
         """What has come of the body; nothing at its end. Raises NetworkFault."""
@@ -205,18 +211,25 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Hang up."""
-        self._end(NetworkFault("given up"))
+        self._end("given up")
+
+    def has_unread(self) -> bool:
+        """Whether bytes wait that the event loop has not yet come to, or the end: asked before it is used again."""
+        if self._is_lost or self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def _more(self) -> None:
-        if self._fault is not None:
-            raise self._fault
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        if self._fault is not None:
-            raise self._fault
+        if not self._fault:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._fault:
+            raise (_Gone if self._is_gone else NetworkFault)(self._fault)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -225,7 +238,7 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         left = self._heard_at + self._silence_seconds - self._loop.time()
         if left <= 0:
-            self._end(NetworkFault("the server is silent"))
+            self._end("the server is silent")
         else:
             self._timer = self._loop.call_later(left, self._look)
 
@@ -234,7 +247,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _end(self, fault: NetworkFault) -> None:
+    def _end(self, fault: str) -> None:
         self._may_be_kept = False
         self._fault = self._fault or fault
         self._parser = None
@@ -263,6 +276,9 @@ class PictureClient:
         self._tls = tls
         self._diallers = {False: public, True: trusted}
         self._max_connections = max_connections
+        self._is_closed = False
+        self._dialled = 0
+        """Connections that are being made"""
         self._open: set[Connection] = set()
         self._resting: dict[Connection, Origin] = {}
         """In the order in which they came to rest"""
@@ -303,15 +319,28 @@ class PictureClient:
             return
 
     def _kept(self, origin: Origin) -> Connection | None:
-        for connection in reversed(self._resting):
-            if self._resting[connection] == origin:
-                del self._resting[connection]
+        for connection in [own for own in reversed(self._resting) if self._resting[own] == origin]:
+            del self._resting[connection]
+            if not connection.has_unread():
                 return connection
+            connection.abort()  # an answer that nobody asked for is nobody's
         return None
 
     async def _connect(self, origin: Origin, seconds: float) -> Connection:
-        if len(self._open) >= self._max_connections:
+        if len(self._open) + self._dialled >= self._max_connections:
             self._end_the_oldest()
+        self._dialled += 1
+        try:
+            made = await self._dial(origin, seconds)
+        finally:
+            self._dialled -= 1
+        if self._is_closed:
+            made.abort()
+            raise NetworkFault("closed")
+        self._open.add(made)
+        return made
+
+    async def _dial(self, origin: Origin, seconds: float) -> Connection:
         socket = await self._diallers[origin.trusted].dial(origin.host, origin.port, seconds)
         secure = origin.scheme == "https"
         made = Connection(self._forget)
@@ -331,7 +360,6 @@ class PictureClient:
             if isinstance(error, OSError):  # ssl's errors among them
                 raise ConnectFault("no connection") from error
             raise
-        self._open.add(made)
         return made
 
     def _forget(self, connection: Connection) -> None:
@@ -339,7 +367,8 @@ class PictureClient:
         self._resting.pop(connection, None)
 
     async def aclose(self) -> None:
-        """End all connections."""
+        """End all connections, and those that are being made."""
+        self._is_closed = True
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # so that the loop closes their sockets

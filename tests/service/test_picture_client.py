@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
+import os
+import ssl
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import picture_client
-from service.dialling import NetworkFault
+from service.dialling import Dialler, NetworkFault
 from service.errors import PictureError
 from service.fetching import Fetcher, FetchLimits
-from service.picture_client import Connection
+from service.picture_client import Connection, Origin, PictureClient
 from service.picture_urls import UrlPolicy
 from tests.service.serving import eventually, picture
 
@@ -33,6 +37,10 @@ def whole(body: bytes = PNG, *headers: bytes) -> bytes:
     return OK + b"".join(own + b"\r\n" for own in headers) + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
+async def _at_once() -> None:
+    pass
+
+
 class Server:
     """Answers with what a script gives for (connection, request), both from 0; b"" ends the connection unanswered."""
 
@@ -41,6 +49,10 @@ class Server:
         self.heads: list[list[bytes]] = []
         """Of each connection, the heads that came"""
         self.writers: list[asyncio.StreamWriter] = []
+        self.before: Callable[[], Awaitable[object]] = _at_once
+        """Awaited before every answer"""
+        self.fetcher: Any = None
+        self.port = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -50,6 +62,7 @@ class Server:
         try:
             while True:
                 mine.append(await reader.readuntil(b"\r\n\r\n"))
+                await self.before()
                 answer = self.script(number, len(mine) - 1)
                 if not answer:
                     break
@@ -73,9 +86,10 @@ async def serving(
     """A function that fetches, and gives a picture's bytes or an error's code; and the server."""
     own = Server(script)
     server = await asyncio.start_server(own.handle, "127.0.0.1", 0)
-    origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    own.port = server.sockets[0].getsockname()[1]
+    origin = f"http://127.0.0.1:{own.port}"
     limits = limits or FetchLimits(first_byte_seconds=20, total_seconds=20)
-    fetcher = Fetcher(UrlPolicy(trusted_origins=frozenset({origin})), limits)
+    fetcher = own.fetcher = Fetcher(UrlPolicy(trusted_origins=frozenset({origin})), limits)
 
     async def fetch(etag: str | None = None) -> str | bytes:
         try:
@@ -114,6 +128,9 @@ async def test_one_connection_serves_one_fetch_after_the_other() -> None:
     [
         pytest.param(whole(PNG, b"Connection: close"), id="told to close"),
         pytest.param(whole().replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0"),
+        pytest.param(
+            whole(PNG, b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0 that would stay"
+        ),
         pytest.param(whole() + b"x", id="a byte more than it said"),
         pytest.param(whole() + whole(OTHER), id="a second answer behind the first"),
         pytest.param(whole() + b"HTTP/1.1 100 Continue\r\n\r\n", id="an interim answer behind it"),
@@ -134,6 +151,92 @@ async def test_what_comes_while_a_connection_rests_ends_it() -> None:
         await asyncio.sleep(0.05)
         assert await fetch() == OTHER
         assert server.requests == [1, 1]
+
+
+async def test_what_came_while_the_loop_was_busy_is_no_answer() -> None:
+    """The system has it, the loop has not come to it yet."""
+    async with serving(lambda number, _: whole(PNG if number == 0 else OTHER)) as (fetch, server):
+        assert await fetch() == PNG
+        sent = server.writers[0].get_extra_info("socket").fileno()
+        os.write(sent, whole())
+        time.sleep(0.02)  # noqa: ASYNC251 - the loop is busy
+        assert await fetch() == OTHER
+        assert server.requests == [1, 1]
+
+
+async def test_a_silent_server_is_asked_once_on_a_kept_connection_too() -> None:
+    """It has not hung up; the limit is not doubled."""
+    silence = asyncio.Event()
+    async with serving(lambda *_: whole(), FetchLimits(first_byte_seconds=0.2, total_seconds=20)) as (fetch, server):
+        assert await fetch() == PNG
+        server.before = silence.wait
+        assert await fetch() == "image_unreachable"
+        assert server.requests == [2]
+        silence.set()
+
+
+async def test_a_closed_fetcher_opens_nothing_more() -> None:
+    """Neither for a request that was under way on a kept connection nor for one whose connection is being made."""
+    hold = asyncio.Event()
+    async with serving(lambda *_: whole()) as (fetch, server):
+        assert await fetch() == PNG
+        server.before = hold.wait
+        asking = asyncio.ensure_future(fetch())
+        await eventually(lambda: server.requests == [2])
+        dialling = asyncio.ensure_future(fetch())
+        await asyncio.sleep(0)
+        await server.fetcher.aclose()
+        assert [await asking, await dialling, await fetch()] == ["image_unreachable"] * 3
+        assert len(server.heads) <= 2
+        assert not server.fetcher._client._open and not server.fetcher._client._resting
+        hold.set()
+
+
+async def test_a_connection_that_is_made_while_the_client_closes_is_ended() -> None:
+    """Nobody would end it later."""
+    found = asyncio.Event()
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        await found.wait()
+        return ["127.0.0.1"]
+
+    async with serving(lambda *_: whole()) as (_, server):
+        client = PictureClient(ssl.create_default_context(), Dialler(resolve, None), Dialler(resolve, None), 4)
+        asking = asyncio.ensure_future(client.ask(Origin("http", "a.example", server.port, True), b"", 5.0, 5.0))
+        await asyncio.sleep(0.01)
+        await client.aclose()
+        found.set()
+        with pytest.raises(NetworkFault, match="closed"):
+            await asking
+        await eventually(lambda: all(writer.is_closing() for writer in server.writers))
+        assert not client._open
+
+
+async def test_nothing_is_held_of_a_fetch_that_failed() -> None:
+    """Not until the collector comes: eight megabytes an answer that broke off would be much."""
+    # The answer, what comes of it, whether the server then ends the connection.
+    cases = [
+        (OK + b"Content-Length: 5000\r\n\r\n" + PNG, "image_unreachable", True),
+        (OK + CHUNKED.replace(b"abc\r\n", b"abcd"), "image_unreachable", False),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 3000, "image_unreachable", False),
+        (OK + b"Content-Length: 5000\r\n\r\n<html>" + b"x" * 50, "not_an_image", False),
+        (b"SSH-2.0\r\n", "image_unreachable", False),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for answer, code, ends in cases:
+            async with serving(lambda *_, answer=answer: answer) as (fetch, server):
+                fetched = asyncio.ensure_future(fetch())
+                await eventually(lambda server=server: server.requests == [1])  # type: ignore[misc]
+                if ends:
+                    server.writers[0].close()
+                assert await fetched == code
+            del fetched
+            await asyncio.sleep(0.01)
+            assert not [own for own in gc.get_objects() if isinstance(own, Connection)], answer[:60]
+    finally:
+        gc.enable()
 
 
 async def test_an_answer_that_is_not_read_to_its_end_ends_its_connection() -> None:
@@ -194,6 +297,19 @@ async def test_resting_connections_make_room() -> None:
             await fetcher.fetch(f"{origin}/1")
             assert len(fetcher._client._open) <= 4
         assert [own.requests for own in servers[1:]] == [[2], [2]]
+
+        client, most = fetcher._client, 0
+        dial = client._dial
+
+        async def counted(*arguments: Any) -> Connection:
+            nonlocal most
+            alive = sum(not own._transport.is_closing() for own in client._open)
+            most = max(most, alive + client._dialled)
+            return await dial(*arguments)
+
+        client._dial = counted  # type: ignore[assignment, method-assign]
+        await asyncio.gather(*(fetcher.fetch(f"{origins[0]}/{number}") for number in range(4)))
+        assert most == 4  # those that are being made count, too
         for own in listening:
             own.close()
     await eventually(lambda: all(writer.is_closing() for own in servers for writer in own.writers))
@@ -211,9 +327,26 @@ async def test_large_bodies_come_whole(length: bool) -> None:
             fetched = asyncio.ensure_future(fetch())
             await eventually(lambda server=server: server.requests == [1])  # type: ignore[misc]
             if not length:
-                await server.writers[0].drain()
+                with suppress(ConnectionError):  # what is unpacked to its end is not read on
+                    await server.writers[0].drain()
                 server.writers[0].close()
             assert await fetched == body
+
+
+@pytest.mark.parametrize(
+    "tail", [b"x" * (4 << 20), b"\0\0\0\xff\xff" * 800_000], ids=["behind its end", "in no blocks"]
+)
+async def test_what_is_packed_into_nothing_costs_nothing(tail: bytes) -> None:
+    """Bytes that never become any count as well: behind the packed picture, and in blocks that hold nothing."""
+    packer = zlib.compressobj(wbits=31)
+    ended = tail[:1] == b"x"
+    packed = packer.compress(PNG) + (packer.flush() if ended else packer.flush(zlib.Z_SYNC_FLUSH)) + tail
+    limits = FetchLimits(first_byte_seconds=20, total_seconds=20, max_bytes=1 << 20)
+    head = OK + b"Content-Encoding: gzip\r\n\r\n"
+    async with serving(lambda *_: head + packed, limits) as (fetch, server):
+        assert await fetch() == (PNG if ended else "image_unreachable")
+        assert server.requests == [1]
+        await eventually(lambda: server.writers[0].is_closing())
 
 
 async def test_nothing_but_a_tag_goes_into_a_header() -> None:
@@ -298,6 +431,21 @@ STREAMS = [
 ]
 
 
+async def test_an_end_after_a_fault_makes_no_answer_whole() -> None:
+    """The reader was elsewhere when the connection was given up."""
+    connection = Connection()
+    connection.connection_made(FakeTransport())
+    asking = asyncio.ensure_future(connection.ask(b"GET", 60))
+    await asyncio.sleep(0)
+    connection.data_received(OK + b"\r\nhalf")
+    await asking
+    connection.abort()
+    connection.connection_lost(None)
+    assert await connection.read() == b"half"
+    with pytest.raises(NetworkFault, match="given up"):
+        await connection.read()
+
+
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 400), max_size=30))
 def test_an_answer_is_the_same_however_it_is_cut(
     stream: tuple[bytes, tuple[int, bytes, bool], bool], places: list[int]
@@ -319,6 +467,11 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
         pytest.param(INTERIM * 101 + whole(), "interim answers without end", id="too many"),
         pytest.param(whole().replace(b"HTTP/1.1", b"HTTP/2.0"), "another protocol", id="another version"),
         pytest.param(OK + b"Transfer-Encoding: gzip\r\n\r\n" + PNG, "transfer encoding", id="packed for the way"),
+        pytest.param(
+            OK + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "two transfer encodings",
+            id="in two lines",
+        ),
         pytest.param(
             OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "transfer encoding", id="and in chunks"
         ),
