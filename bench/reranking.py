@@ -32,9 +32,10 @@ import numpy as np
 import torch
 
 from model_export.label_records import fold_attention
+from mufin.compilation import cpu_level
 from mufin.inputs import FloatArray, Int64Array
 from mufin.label_records_file import RECORD_NUMBERS, RECORDS_FILE, RecordBlock, RecordFile, RecordNumber, RecordWriter
-from mufin.reranking import CompiledReranker, GatheredReranker, Reranker, cpu_level
+from mufin.reranking import CompiledReranker, GatheredReranker, Reranker
 from mufin.scoring import l2_normalise
 from mufin.training.config import NetworkConfig
 from mufin.training.model import BagAttention

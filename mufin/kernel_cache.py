@@ -1,6 +1,6 @@
 """Compiled code on disk, in numba's cache folder: read wherever it lies, written where that is allowed.
 
-Imports numba, so it is imported only beside ``reranking_kernels``. Knows no kernel.
+Imports numba, so it is imported only beside a module with kernels. Knows none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            _log.warning("compiled reranking is not kept for the next start: %s", error)
+            _log.warning("compiled code is not kept for the next start: %s", error)
 
 
 def keep_on_disk(dispatcher: Any) -> None:
@@ -55,4 +55,4 @@ def keep_on_disk(dispatcher: Any) -> None:
     try:
         dispatcher._cache = _Cache(dispatcher.py_func)
     except (RuntimeError, OSError) as error:
-        _log.warning("reranking is compiled at every start: %s", error)
+        _log.warning("it is compiled at every start: %s", error)

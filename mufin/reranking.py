@@ -2,28 +2,20 @@
 
 Knows neither index nor manifest. numba is imported only when a compiled reranker is made; nothing falls back from one
 kernel to the other by itself.
-
-    python -m mufin.reranking --compile FOLDER      compile ahead for every CPU level, for NUMBA_CACHE_DIR=FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from mufin.compilation import begin, compile_only, kept
 from mufin.errors import ConfigError, InputError
 from mufin.inputs import FloatArray, Int64Array
 from mufin.label_files import SOURCES
@@ -32,19 +24,6 @@ from mufin.scoring import CrossAttention, LabelRecords, classifier_scores
 
 Kernel = Literal["numba", "numpy"]
 KERNELS: tuple[Kernel, ...] = ("numba", "numpy")
-
-CPU_LEVELS: Mapping[str, tuple[str, ...]] = {
-    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
-    "x86-64-v3": ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"),
-    "x86-64": (),
-}
-"""Levels that code is made for, best first, and what a CPU must have: a build machine's own name would fit it alone."""
-
-# LLVM halves its vectors at this level for the sake of CPUs that clock down; whole ones measured a tenth faster.
-_LEVEL_FEATURES = {"x86-64-v4": "-prefer-256-bit"}
-
-_compiling = threading.Lock()
-_modules: dict[str, ModuleType] = {}
 
 
 class Reranker(Protocol):
@@ -172,55 +151,17 @@ def _places(kind: np.dtype[np.void], slots: int) -> tuple[int, int, int, int, in
     )  # fmt: skip
 
 
-def cpu_level() -> str | None:
-    """The best of ``CPU_LEVELS`` that this CPU has; None on other architectures, where code is made for the CPU itself."""
-    import llvmlite.binding as llvm
-
-    if not llvm.get_process_triple().startswith("x86_64"):
-        return None
-    features = llvm.get_host_cpu_features()
-    have = {name for name, there in features.items() if there}
-    higher, best = set[str](), "x86-64"
-    for level, needs in reversed(list(CPU_LEVELS.items())):
-        higher |= set(needs)
-        if not higher <= have:
-            break
-        best = level
-    return best
-
-
 def _kernels() -> Any:
-    """The compiled module, made once. Raises ConfigError when numba is not installed."""
-    with _compiling:
-        if "kernels" not in _modules:
-            try:
-                numba: Any = importlib.import_module("numba")
-            except ImportError as error:
-                raise ConfigError(
-                    f"numba cannot be imported ({error}): install it, or open the bundle with kernel='numpy'"
-                ) from error
-            if numba.config.CPU_NAME is None and (level := cpu_level()) is not None:
-                # Before anything is compiled. No features but the level's own.
-                numba.config.CPU_NAME, numba.config.CPU_FEATURES = level, _LEVEL_FEATURES.get(level, "")
-            from mufin import reranking_cache, reranking_kernels
+    """The compiled module. Raises ConfigError when numba is not installed."""
+    begin("install it, or open the bundle with kernel='numpy'")
+    from mufin import reranking_kernels
 
-            for kernel in reranking_kernels.KERNELS:
-                reranking_cache.keep_on_disk(kernel)
-            _modules["kernels"] = reranking_kernels
-        return _modules["kernels"]
-
-
-class _CompileOnly:
-    """The kernels' names; calling one compiles it and does not run it, since this CPU may not be able to."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        numba: Any = importlib.import_module("numba")
-        kernel = getattr(_kernels(), name)
-        return lambda *arguments: kernel.compile(tuple(numba.typeof(value) for value in arguments))
+    return kept(reranking_kernels)
 
 
 def compile_here() -> None:
     """Compile every kernel for every record type for the CPU that numba is set to."""
+    kernels = compile_only(_kernels())
     two, one = np.ones(2, dtype=np.float32), np.ones((1, 2), dtype=np.float32)
     attention = CrossAttention(np.eye(2, dtype=np.float32), two, two, two)
     block = RecordBlock([one], [one], one, np.ones(1, dtype=np.bool_), SOURCES[0])
@@ -229,30 +170,5 @@ def compile_here() -> None:
             with RecordWriter(Path(folder), 2, 1, number) as writer:
                 writer.append(block)
             records = RecordFile(Path(folder) / RECORDS_FILE)
-            CompiledReranker(records, attention, _CompileOnly())
-            CompiledReranker(records, None, _CompileOnly())
-
-
-def _compile_ahead(folder: Path) -> None:
-    """One process a level: a process compiles for one CPU."""
-    folder.mkdir(parents=True, exist_ok=True)
-    levels = [None] if cpu_level() is None else list(CPU_LEVELS)
-    for level in levels:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder.resolve())}
-        if level is not None:
-            environment |= {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": _LEVEL_FEATURES.get(level, "")}
-        call = "from mufin import reranking; reranking.compile_here()"
-        subprocess.run([sys.executable, "-c", call], env=environment, check=True)  # noqa: S603  # ourselves
-        sys.stdout.write(f"compiled for {level or 'this CPU'} in {folder}\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``--compile FOLDER``"""
-    parser = argparse.ArgumentParser(prog="python -m mufin.reranking", description="Compile reranking ahead.")
-    parser.add_argument("--compile", type=Path, required=True, metavar="FOLDER", help="later NUMBA_CACHE_DIR")
-    _compile_ahead(parser.parse_args(arguments).compile)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            CompiledReranker(records, attention, kernels)
+            CompiledReranker(records, None, kernels)

@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from mufin.errors import ImageError
 from mufin.inputs import ImageLimits, Uint8Array, decode_image
+from mufin.resizing import compiled_resize
 from service.errors import PictureError
 from service.picture_headers import check_pieces, size_in_header
 
@@ -76,6 +77,7 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mufin-decode")
         self._budget = PixelBudget(budget_pixels)
         self._limits = limits
+        self._resize = compiled_resize()
         _return_large_blocks()
         # A hostile picture makes Pillow warn thousands of times; nobody needs to read that.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -96,7 +98,7 @@ class Decoder:
         try:
             check_pieces(content)
             with self._budget.take(_cost_pixels(content, self._limits)):
-                return decode_image(content, side_pixels, self._limits)
+                return decode_image(content, side_pixels, self._limits, self._resize)
         except ImageError as error:
             raise PictureError(error.code, str(error)) from error
         except Exception as error:

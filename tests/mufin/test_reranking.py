@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mufin.compilation import CPU_LEVELS, cpu_level
+from mufin.compile_ahead import main
 from mufin.errors import BundleError, ConfigError, InputError
 from mufin.inputs import FloatArray
 from mufin.label_records_file import RECORD_NUMBERS, RECORDS_FILE, RecordBlock, RecordFile, RecordNumber, RecordWriter
 from mufin.predictor import open_predictor
-from mufin.reranking import CPU_LEVELS, CompiledReranker, GatheredReranker, cpu_level, main, make_reranker
+from mufin.reranking import CompiledReranker, GatheredReranker, make_reranker
 from mufin.scoring import CrossAttention, LabelRecords, classifier_scores, l2_normalise
 from tests.bundle_factory import make_tiny_bundle
 
@@ -227,7 +229,6 @@ def test_the_kernel_is_chosen_never_guessed(tmp_path: Path, monkeypatch: pytest.
     records = record_file(tmp_path, block_of(3, 8, 2, random), 2, "float32")
     with pytest.raises(ConfigError, match="must be one of numba, numpy"):
         make_reranker(records, None, "cuda", records.gather)  # type: ignore[arg-type]
-    monkeypatch.setattr("mufin.reranking._modules", {})
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ConfigError, match="kernel='numpy'"):
         make_reranker(records, None, "numba", records.gather)
@@ -294,9 +295,9 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(folder: str, tmp_path: 
 
 
 def test_code_compiled_ahead_is_used_from_a_read_only_folder(tmp_path: Path) -> None:
-    """--compile, then a folder nobody can write: kernels are read from it, none is compiled, and nothing is said."""
+    """Compiled ahead, then a folder nobody can write: kernels are read from it, none is compiled, and nothing is said."""
     cache = tmp_path / "cache"
-    assert main(["--compile", str(cache)]) == 0
+    assert main([str(cache)]) == 0
     bundle = make_tiny_bundle(tmp_path / "bundle")
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     assert len([path for path in before if path.suffix == ".nbc"]) >= len(CPU_LEVELS) * len(RECORD_NUMBERS)
