@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from service.addresses import Address
@@ -37,6 +38,8 @@ class Lookups:
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """Every address of a host, in the system's order of preference. Raises OSError, UnicodeError."""
+        with suppress(ValueError):
+            return [str(ipaddress.ip_address(host))]  # what is a number needs no thread
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._pool, look_up)

@@ -273,6 +273,10 @@ async def test_names_are_looked_up_in_threads_of_their_own() -> None:
     """The system's answer comes back as numbers; what is no name is an error that the backend knows."""
     lookups = Lookups(1)
     assert await lookups("127.0.0.1", 80) == ["127.0.0.1"]
+    assert await lookups("2606:4700::1", 443) == ["2606:4700::1"]
+    assert not lookups._pool._threads  # what is a number takes none
+    assert await lookups("localhost", 80)
+    assert lookups._pool._threads
     with pytest.raises((OSError, UnicodeError)):
         await lookups("a" * 64 + ".example", 80)
     lookups.close()
