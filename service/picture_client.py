@@ -285,6 +285,8 @@ class PictureClient:
 
     async def ask(self, origin: Origin, request: bytes, connect_seconds: float, silence_seconds: float) -> Connection:
         """A connection that has an answer's head; to be given back. Raises NetworkFault, ConnectFault."""
+        if self._is_closed:
+            raise NetworkFault("closed")
         kept = self._kept(origin)
         if kept is not None:
             try:

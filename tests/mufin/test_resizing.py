@@ -51,13 +51,13 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), *((kind, mode) for kind in ("PNG", "WEBP") for mode in ("RGB", "L", "RGBA", "P"))],
+)
 @pytest.mark.parametrize("size", [(200, 151), (40, 90), (1000, 700)])
 def test_a_decoded_picture_is_the_same(kind: str, mode: str, size: tuple[int, int]) -> None:
     """From bytes to the square, by either."""
-    if kind == "JPEG" and mode in ("RGBA", "P"):
-        pytest.skip("JPEG has no alpha and no palette")
     picture = noise(*size).resize(size, Image.Resampling.BILINEAR, (3, 3, size[0] - 3, size[1] - 3)).convert(mode)
     content = _encoded(picture, kind)
     np.testing.assert_array_equal(decode_image(content, 128, resize=RESIZE), decode_image(content, 128))

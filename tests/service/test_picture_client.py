@@ -101,8 +101,13 @@ async def serving(
         yield fetch, own
     finally:
         await fetcher.aclose()
-        await eventually(lambda: all(writer.is_closing() for writer in own.writers))
-        server.close()
+        try:
+            await eventually(lambda: all(writer.is_closing() for writer in own.writers))
+        finally:
+            server.close()
+            for writer in own.writers:  # or uvloop would wait for them, where a test failed
+                writer.transport.abort()
+            await asyncio.sleep(0.01)
 
 
 async def test_one_connection_serves_one_fetch_after_the_other() -> None:
@@ -234,7 +239,7 @@ async def test_nothing_is_held_of_a_fetch_that_failed() -> None:
                 assert await fetched == code
             del fetched
             await asyncio.sleep(0.01)
-            assert not [own for own in gc.get_objects() if isinstance(own, Connection)], answer[:60]
+            assert not [own for own in gc.get_objects() if type(own) is Connection], answer[:60]
     finally:
         gc.enable()
 
