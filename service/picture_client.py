@@ -10,6 +10,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import Callable
+from socket import socket as Socket
 from typing import Any, NamedTuple
 
 import httptools
@@ -278,8 +279,9 @@ class PictureClient:
         self._max_connections = max_connections
         self._is_closed = False
         self._dialled = 0
-        """Connections that are being made"""
+        """Sockets that are being dialled"""
         self._open: set[Connection] = set()
+        """Also those whose handshake is under way"""
         self._resting: dict[Connection, Origin] = {}
         """In the order in which they came to rest"""
 
@@ -333,36 +335,35 @@ class PictureClient:
             self._end_the_oldest()
         self._dialled += 1
         try:
-            made = await self._dial(origin, seconds)
+            socket = await self._diallers[origin.trusted].dial(origin.host, origin.port, seconds)
         finally:
             self._dialled -= 1
-        if self._is_closed:
-            made.abort()
-            raise NetworkFault("closed")
-        self._open.add(made)
-        return made
-
-    async def _dial(self, origin: Origin, seconds: float) -> Connection:
-        socket = await self._diallers[origin.trusted].dial(origin.host, origin.port, seconds)
-        secure = origin.scheme == "https"
         made = Connection(self._forget)
+        self._open.add(made)  # before it is made: it may end before we hear that it is
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: made,
-                    sock=socket,
-                    ssl=self._tls if secure else None,
-                    server_hostname=origin.host if secure else None,
-                )
+                await self._join(made, socket, origin)
+            if self._is_closed:
+                raise NetworkFault("closed")
         except BaseException as error:
             made.abort()
             socket.close()  # which the loop may not have taken yet
+            self._forget(made)
             if isinstance(error, TimeoutError):
                 raise NetworkFault("the TLS handshake took too long") from error
             if isinstance(error, OSError):  # ssl's errors among them
                 raise ConnectFault("no connection") from error
             raise
         return made
+
+    async def _join(self, connection: Connection, socket: Socket, origin: Origin) -> None:
+        secure = origin.scheme == "https"
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection,
+            sock=socket,
+            ssl=self._tls if secure else None,
+            server_hostname=origin.host if secure else None,
+        )
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)

@@ -217,6 +217,20 @@ async def test_a_connection_that_is_made_while_the_client_closes_is_ended() -> N
         assert not client._open
 
 
+async def test_a_connection_that_ended_before_it_was_ours_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count as open for ever."""
+
+    async def ended(_: PictureClient, connection: Connection, socket: Any, __: Origin) -> None:
+        socket.close()
+        connection.connection_made(FakeTransport())
+        connection.connection_lost(None)
+
+    monkeypatch.setattr(PictureClient, "_join", ended)
+    async with serving(lambda *_: whole()) as (fetch, server):
+        assert await fetch() == "image_unreachable"
+        assert not server.fetcher._client._open
+
+
 async def test_nothing_is_held_of_a_fetch_that_failed() -> None:
     """Not until the collector comes: eight megabytes an answer that broke off would be much."""
     # The answer, what comes of it, whether the server then ends the connection.
@@ -304,15 +318,16 @@ async def test_resting_connections_make_room() -> None:
         assert [own.requests for own in servers[1:]] == [[2], [2]]
 
         client, most = fetcher._client, 0
-        dial = client._dial
+        dialler = client._diallers[True]
+        dial = dialler.dial
 
-        async def counted(*arguments: Any) -> Connection:
+        async def counted(*arguments: Any) -> Any:
             nonlocal most
-            alive = sum(not own._transport.is_closing() for own in client._open)
+            alive = sum(own._transport is None or not own._transport.is_closing() for own in client._open)
             most = max(most, alive + client._dialled)
             return await dial(*arguments)
 
-        client._dial = counted  # type: ignore[assignment, method-assign]
+        dialler.dial = counted  # type: ignore[assignment, method-assign]
         await asyncio.gather(*(fetcher.fetch(f"{origins[0]}/{number}") for number in range(4)))
         assert most == 4  # those that are being made count, too
         for own in listening:
