@@ -342,7 +342,7 @@ class PictureClient:
         self._open.add(made)  # before it is made: it may end before we hear that it is
         try:
             async with asyncio.timeout(seconds):
-                await self._join(made, socket, origin)
+                await self._join(made, socket, origin, seconds)
             if self._is_closed:
                 raise NetworkFault("closed")
         except BaseException as error:
@@ -356,13 +356,15 @@ class PictureClient:
             raise
         return made
 
-    async def _join(self, connection: Connection, socket: Socket, origin: Origin) -> None:
+    async def _join(self, connection: Connection, socket: Socket, origin: Origin, seconds: float) -> None:
         secure = origin.scheme == "https"
         await asyncio.get_running_loop().create_connection(
             lambda: connection,
             sock=socket,
             ssl=self._tls if secure else None,
             server_hostname=origin.host if secure else None,
+            # Ours comes before; without it uvloop keeps a handshake that was given up for a minute.
+            ssl_handshake_timeout=seconds + 1.0 if secure else None,
         )
 
     def _forget(self, connection: Connection) -> None:

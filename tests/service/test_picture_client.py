@@ -220,7 +220,7 @@ async def test_a_connection_that_is_made_while_the_client_closes_is_ended() -> N
 async def test_a_connection_that_ended_before_it_was_ours_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would count as open for ever."""
 
-    async def ended(_: PictureClient, connection: Connection, socket: Any, __: Origin) -> None:
+    async def ended(_: PictureClient, connection: Connection, socket: Any, *__: object) -> None:
         socket.close()
         connection.connection_made(FakeTransport())
         connection.connection_lost(None)
