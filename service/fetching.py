@@ -30,6 +30,7 @@ _HOST_FAILURES, _HOST_REST_SECONDS = 5, 30.0
 _SPEED_GRACE_SECONDS = 0.5
 _SLOW_SECONDS = 0.5
 _LEAST_SECONDS = 0.005
+"""In less no server is asked: nothing would come of it but a failure that is not the server's"""
 _MAGIC_BYTES = 12
 _UNPACK_BYTES = 64 << 10
 _ETAG = re.compile('(?:W/)?"[\x21\x23-\x7e]{0,200}"')
@@ -158,7 +159,7 @@ class Fetcher:
             except TimeoutError:
                 breaker.failed()
                 raise
-            except (NetworkFault, zlib.error) as error:
+            except (NetworkFault, OSError, zlib.error) as error:
                 breaker.failed()
                 # One code for every failure of the network: callers must not learn what lies behind it.
                 raise _unreachable() from error
