@@ -149,6 +149,7 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.label_encoding --out bench/results/label-encoding.json
 	$(BIN)/python -m bench.int8 --out bench/results/int8.json
 	$(BIN)/python -m bench.title_lengths --out bench/results/title-lengths.json
+	$(BIN)/python -m bench.pictures --out bench/results/pictures.json
 	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
 	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
 	$(BIN)/python -m bench.dataset_memory --out bench/results/dataset-memory.json
@@ -164,6 +165,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.label_encoding --smoke
 	$(BIN)/python -m bench.int8 --smoke
 	$(BIN)/python -m bench.title_lengths --smoke
+	$(BIN)/python -m bench.pictures --smoke
 	$(BIN)/python -m bench.label_index --smoke
 	$(BIN)/python -m bench.reranking --smoke
 	$(BIN)/python -m bench.dataset_memory --smoke
