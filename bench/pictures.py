@@ -64,9 +64,8 @@ def in_turns(ways: dict[str, Callable[[], object]], turns: int, pictures: int) -
 def decoding(turns: int) -> dict[str, Any]:
     """By the side of a JPEG: the whole decoding, and resizing alone."""
     resizes: dict[str, Resize] = {"compiled": compiled_resize(), "pillow": pillow_resize}
-    Decoder(
-        1, DEFAULT_IMAGE_LIMITS.max_pixels, DEFAULT_IMAGE_LIMITS
-    ).close()  # has memory given back as the service has
+    # Its making has memory given back as in the service.
+    Decoder(1, DEFAULT_IMAGE_LIMITS.max_pixels, DEFAULT_IMAGE_LIMITS).close()
     found: dict[str, Any] = {}
     for side in SIDES:
         content, picture = jpeg(side), Image.open(io.BytesIO(jpeg(side)))

@@ -1,6 +1,8 @@
 """Compiles all that is compiled, for every CPU level, before anybody asks for it.
 
-python -m mufin.compile_ahead FOLDER      later found by NUMBA_CACHE_DIR=FOLDER, which may then be read-only
+    python -m mufin.compile_ahead FOLDER
+
+It is found there by NUMBA_CACHE_DIR=FOLDER; the folder may then be read-only.
 """
 
 from __future__ import annotations

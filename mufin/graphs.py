@@ -21,8 +21,8 @@ from mufin.manifest import Encoders
 Device = Literal["cpu", "cuda"]
 
 _CUDA = "CUDAExecutionProvider"
-# Fitted to calls of 1 to 28 titles of 6 to 16 tokens (docs/performance.md, Encoders): 15 with DistilBERT in int8, 25 with the demo's small encoder; on a GPU a call
-# of a few tokens takes as long as one of hundreds.
+# Fitted to calls of 1 to 28 titles of 6 to 16 tokens (docs/performance.md, Encoders): 15 with DistilBERT in int8, 25 with
+# the demo's small encoder; on a GPU a call of a few tokens takes as long as one of hundreds.
 _CALL_TOKENS = 15.0
 _SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     TEXT_GRAPH_FILE: (("input_ids", "attention_mask"), ("title_vector",)),

@@ -20,7 +20,8 @@ import certifi
 from service.breaker import BreakerGroup
 from service.dialling import ConnectFault, Dialler, Lookups, NetworkFault, Resolve
 from service.errors import PictureError
-from service.picture_client import Connection, Origin, PictureClient
+from service.picture_client import Origin, PictureClient
+from service.picture_connection import Connection
 from service.picture_urls import PictureUrl, UrlPolicy, UrlRefused, check_url, redirect_url
 from service.tracing import outgoing_headers
 

@@ -1,4 +1,4 @@
-"""The HTTP client of pictures: what comes in pieces of any size, and which connections are used again."""
+"""The HTTP client of pictures: which connections are used again, and what of an answer is held."""
 
 from __future__ import annotations
 
@@ -9,105 +9,22 @@ import os
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service import picture_client
 from service.dialling import Dialler, NetworkFault
-from service.errors import PictureError
 from service.fetching import Fetcher, FetchLimits
-from service.picture_client import Connection, Origin, PictureClient
+from service.picture_client import Origin, PictureClient
+from service.picture_connection import Connection
 from service.picture_urls import UrlPolicy
-from tests.service.serving import eventually, picture
+from tests.service.scripted_server import CHUNKED, OK, OTHER, PNG, FakeTransport, Server, serving, whole
+from tests.service.serving import eventually
 
 BOTH_LOOPS = True
-PNG = picture()
-OTHER = PNG + b"other"
-OK = b"HTTP/1.1 200 OK\r\n"
-Answer = Callable[[int, int], Awaitable[bytes]]
-
-
-def whole(body: bytes = PNG, *headers: bytes) -> bytes:
-    """An answer with its length."""
-    return OK + b"".join(own + b"\r\n" for own in headers) + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-
-
-async def _at_once() -> None:
-    pass
-
-
-class Server:
-    """Answers with what a script gives for (connection, request), both from 0; b"" ends the connection unanswered."""
-
-    def __init__(self, script: Callable[[int, int], bytes]) -> None:
-        self.script = script
-        self.heads: list[list[bytes]] = []
-        """Of each connection, the heads that came"""
-        self.writers: list[asyncio.StreamWriter] = []
-        self.before: Callable[[], Awaitable[object]] = _at_once
-        """Awaited before every answer"""
-        self.fetcher: Any = None
-        self.port = 0
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        number, mine = len(self.heads), list[bytes]()
-        self.heads.append(mine)
-        self.writers.append(writer)
-        try:
-            while True:
-                mine.append(await reader.readuntil(b"\r\n\r\n"))
-                await self.before()
-                answer = self.script(number, len(mine) - 1)
-                if not answer:
-                    break
-                writer.write(answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    @property
-    def requests(self) -> list[int]:
-        """How many came on each connection."""
-        return [len(own) for own in self.heads]
-
-
-@asynccontextmanager
-async def serving(
-    script: Callable[[int, int], bytes], limits: FetchLimits | None = None
-) -> AsyncIterator[tuple[Callable[..., Awaitable[str | bytes]], Server]]:
-    """A function that fetches, and gives a picture's bytes or an error's code; and the server."""
-    own = Server(script)
-    server = await asyncio.start_server(own.handle, "127.0.0.1", 0)
-    own.port = server.sockets[0].getsockname()[1]
-    origin = f"http://127.0.0.1:{own.port}"
-    limits = limits or FetchLimits(first_byte_seconds=20, total_seconds=20)
-    fetcher = own.fetcher = Fetcher(UrlPolicy(trusted_origins=frozenset({origin})), limits)
-
-    async def fetch(etag: str | None = None) -> str | bytes:
-        try:
-            return (await fetcher.fetch(f"{origin}/1.png", etag)).content or b""
-        except PictureError as error:
-            return error.code
-
-    try:
-        yield fetch, own
-    finally:
-        await fetcher.aclose()
-        try:
-            await eventually(lambda: all(writer.is_closing() for writer in own.writers))
-        finally:
-            server.close()
-            for writer in own.writers:  # or uvloop would wait for them, where a test failed
-                writer.transport.abort()
-            await asyncio.sleep(0.01)
 
 
 async def test_one_connection_serves_one_fetch_after_the_other() -> None:
@@ -377,162 +294,3 @@ async def test_nothing_but_a_tag_goes_into_a_header() -> None:
         sent = [[line for line in head.split(b"\r\n") if line.startswith(b"If-None")] for head in server.heads[0]]
         assert sent == [[b'If-None-Match: "a"'], [b'If-None-Match: W/"b"'], [], [], [], []]
         assert all(head.count(b"\r\n") == 6 + (place < 2) for place, head in enumerate(server.heads[0]))
-
-
-# ---- the protocol alone, fed by hand
-
-
-class FakeTransport(asyncio.Transport):
-    """Takes everything, and notes whether it was told to end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_aborted = False
-
-    def write(self, data: Any) -> None:
-        """Into nothing."""
-
-    def is_closing(self) -> bool:
-        """Whether it was aborted."""
-        return self.is_aborted
-
-    def abort(self) -> None:
-        """Noted."""
-        self.is_aborted = True
-
-    def pause_reading(self) -> None:
-        """The tests send on."""
-
-    def resume_reading(self) -> None:
-        """The same."""
-
-
-def cut(content: bytes, places: Sequence[int]) -> Iterator[bytes]:
-    """The content in pieces that end at these places."""
-    ends = sorted({place % (len(content) + 1) for place in places} | {len(content)})
-    begin = 0
-    for end in ends:
-        if end > begin:
-            yield content[begin:end]
-        begin = end
-
-
-async def answered(pieces: Iterable[bytes], *, ends: bool) -> tuple[int, bytes, bool]:
-    """Status, body and whether the connection may be used again. Raises NetworkFault."""
-    connection, transport = Connection(), FakeTransport()
-    connection.connection_made(transport)
-    asking = asyncio.ensure_future(connection.ask(b"GET", 60))
-    await asyncio.sleep(0)
-    try:
-        for piece in pieces:
-            if transport.is_aborted:
-                break
-            connection.data_received(piece)
-        if ends:
-            connection.connection_lost(None)
-        await asyncio.wait_for(asking, 5)
-        body = b""
-        while piece := await asyncio.wait_for(connection.read(), 5):
-            body += piece
-        return connection.status, body, connection.is_reusable
-    finally:
-        asking.cancel()
-        connection.abort()
-
-
-CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n10\r\n0123456789abcdef\r\n0\r\nX: y\r\n\r\n"
-STREAMS = [
-    (whole(b"abc", b"ETag: x"), (200, b"abc", True), False),
-    (b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 2 + whole(b"abc"), (200, b"abc", True), False),
-    (OK + CHUNKED, (200, b"abc0123456789abcdef", True), False),
-    (OK + b"Connection: close\r\n" + CHUNKED, (200, b"abc0123456789abcdef", False), False),
-    (OK + b"\r\nuntil the end", (200, b"until the end", False), True),
-    (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", (404, b"", True), False),
-]
-
-
-async def test_an_end_after_a_fault_makes_no_answer_whole() -> None:
-    """The reader was elsewhere when the connection was given up."""
-    connection = Connection()
-    connection.connection_made(FakeTransport())
-    asking = asyncio.ensure_future(connection.ask(b"GET", 60))
-    await asyncio.sleep(0)
-    connection.data_received(OK + b"\r\nhalf")
-    await asking
-    connection.abort()
-    connection.connection_lost(None)
-    assert await connection.read() == b"half"
-    with pytest.raises(NetworkFault, match="given up"):
-        await connection.read()
-
-
-@given(st.sampled_from(STREAMS), st.lists(st.integers(0, 400), max_size=30))
-def test_an_answer_is_the_same_however_it_is_cut(
-    stream: tuple[bytes, tuple[int, bytes, bool], bool], places: list[int]
-) -> None:
-    """Packets may end anywhere."""
-    content, expected, ends = stream
-    assert asyncio.run(answered(cut(content, places), ends=ends)) == expected
-
-
-INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        pytest.param(OK + b"X: " + b"x" * 20_000 + b"\r\n\r\n", None, id="a long head"),
-        pytest.param(OK + b"X: " + b"x" * 40_000 + b"\r\n\r\n", "head is too long", id="a head too long"),
-        pytest.param(INTERIM * 100 + whole(), None, id="many interim answers"),
-        pytest.param(INTERIM * 101 + whole(), "interim answers without end", id="too many"),
-        pytest.param(whole().replace(b"HTTP/1.1", b"HTTP/2.0"), "another protocol", id="another version"),
-        pytest.param(OK + b"Transfer-Encoding: gzip\r\n\r\n" + PNG, "transfer encoding", id="packed for the way"),
-        pytest.param(
-            OK + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "two transfer encodings",
-            id="in two lines",
-        ),
-        pytest.param(
-            OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "transfer encoding", id="and in chunks"
-        ),
-    ],
-)
-async def test_a_head_is_bounded_and_plain(content: bytes, fault: str | None) -> None:
-    """Length, interim answers, version and encoding."""
-    if fault is None:
-        assert (await answered([content], ends=True))[0] == 200
-        return
-    with pytest.raises(NetworkFault, match=fault):
-        await answered([content], ends=True)
-
-
-async def test_a_trailer_is_no_header() -> None:
-    """A tag that comes behind the body is none; nor is what an interim answer says."""
-    connection = Connection()
-    connection.connection_made(FakeTransport())
-    asking = asyncio.ensure_future(connection.ask(b"GET", 60))
-    await asyncio.sleep(0)
-    early = b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
-    connection.data_received(early + OK + b"ETag: a\r\n" + CHUNKED.replace(b"X: y", b"ETag: b\r\nX: y"))
-    await asking
-    assert await connection.read() == b"abc0123456789abcdef"
-    assert connection.headers == {b"etag": b"a", b"transfer-encoding": b"chunked"}
-    connection.abort()
-
-
-@given(
-    st.one_of(
-        st.binary(max_size=300),
-        st.binary(max_size=100).map(lambda own: OK + own),
-        st.lists(st.sampled_from([OK, b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"abc", b"3\r\n", b"0\r\n"]), max_size=12).map(b"".join),
-        st.builds(lambda stream, place, byte: stream[0][: place % len(stream[0])] + byte + stream[0][place % len(stream[0]) + 1 :], st.sampled_from(STREAMS), st.integers(0, 400), st.binary(min_size=1, max_size=1)),
-    ),
-    st.lists(st.integers(0, 400), max_size=10),
-)  # fmt: skip
-def test_garbage_ends_in_a_fault_or_in_an_answer(content: bytes, places: list[int]) -> None:
-    """Never in another error, and never in waiting."""
-    try:
-        status, _, _ = asyncio.run(answered(cut(content, places), ends=True))
-    except NetworkFault:
-        return
-    assert status >= 200
