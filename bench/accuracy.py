@@ -82,8 +82,8 @@ OPTIONS = (
 """(what is other than in the recipe, its changes); to be compared with the row "network alone"."""
 SINGLE_MODALITIES = ("labels by title and images alone, too", "shortlist.modality_vectors=true")
 """The same, where there are pictures."""
-EARLY_FUSION = ("with early fusion", "network.early_fusion=true")
-"""The same, where title encoders are trained and there are pictures."""
+EARLY_FUSION = "network.early_fusion=true"
+"""Where title encoders are trained and there are pictures: the full model with it, too."""
 FULL_OPTIONS = (("with tail calibration", "combination.tail_calibration=0.1"),)
 """(what is other than in the recipe, its changes); to be compared with the full model."""
 
@@ -104,11 +104,11 @@ def variants(pictured: bool, options: bool = False, fine_tuned: bool = False) ->
         found.append(Variant((("full", "network, image only"),), changes, titles=False))
     if not options:
         return found
-    of_networks = (
-        *OPTIONS,
-        *([SINGLE_MODALITIES] if pictured else []),
-        *([EARLY_FUSION] if pictured and fine_tuned else []),
-    )
+    if pictured and fine_tuned:
+        of = "with early fusion"
+        fused = ("full", f"full, {of}"), ("fusion", f"network, {of}"), ("shortlist", f"network, {of}: shortlist")
+        found.append(Variant(fused, (EARLY_FUSION,)))
+    of_networks = (*OPTIONS, *([SINGLE_MODALITIES] if pictured else []))
     for name, *own in of_networks:
         rows = ("full", f"network, {name}"), ("shortlist", f"network, {name}: shortlist")
         found.append(Variant(rows, (_PLAIN, *own)))
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fine_tune:
         changes += (
             f"text.trainable_layers={options.fine_tune}", "siamese.backbone_learning_rate=2e-4",
-            "text.gradient_checkpointing=true",
+            "text.gradient_checkpointing=true", "precision=bf16",
         )  # fmt: skip
     results = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -251,6 +251,9 @@ class CombinationConfig:
     folds: int = 0
     """Networks trained without a part of the training products, to learn the combination from; each costs as much as
     the training itself. 0: no combination, scores are fused by one weight."""
+    most_lists: int = 12_000
+    """Products that teach the combination at the most, the same share of each fold: a list of candidates and what is
+    known of them takes some 55 KB, five times while it is learned from. More than that are drawn by the seed."""
     tail_calibration: float = 0.0
     """What a label loses for each unit of log(1 + its training products), in standard deviations of the combined score:
     above 0, rare labels are recommended more often, at the cost of accuracy over all (docs/experiments.md)."""
@@ -261,6 +264,10 @@ class CombinationConfig:
             f"combination.tail_calibration is {self.tail_calibration} and folds {self.folds}: it changes a combination, set folds",
         )
         require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
+        require(
+            self.most_lists >= max(self.folds, 1),
+            f"combination.most_lists is {self.most_lists} with {self.folds} folds: each needs at least one",
+        )
 
 
 @dataclass(frozen=True)

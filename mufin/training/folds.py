@@ -107,6 +107,16 @@ def fold_catalogue(catalogue: Catalogue, numbers: Int64Array, fold: int) -> Cata
     return found
 
 
+def taught_by(part: Catalogue, most: int, seed: int) -> Catalogue:
+    """A fold's catalogue with at most ``most`` of its held-out products, drawn by the seed, in their order."""
+    held_out = part.splits["valid"]
+    if len(held_out.products) <= most:
+        return part
+    drawn = np.sort(np.random.default_rng([seed, 13]).choice(len(held_out.products), most, replace=False))
+    fewer = Split(held_out.products[drawn], held_out.relevance.select(drawn))
+    return replace(part, splits={**part.splits, "valid": fewer})
+
+
 def train_folds(
     catalogue: Catalogue, config: TrainConfig, folder: Path, train: Callable[[Catalogue, TrainConfig, Path], Any]
 ) -> None:
@@ -157,8 +167,10 @@ def candidates_of(
 def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
     """Candidates of each fold's products, scored by the network that never saw them; folds that teach something."""
     found: list[Lists] = []
-    for fold in range(session.config.combination.folds):
-        part = fold_catalogue(folds.catalogue, folds.titles.folds, fold)
+    config = session.config
+    most = config.combination.most_lists // config.combination.folds
+    for fold in range(config.combination.folds):
+        part = taught_by(fold_catalogue(folds.catalogue, folds.titles.folds, fold), most, config.seed)
         run = load_run(session.folder / FOLDS_FOLDER / str(fold))
         own = replace(session, model=run.model.to(session.device))
         if len(part.splits["valid"].products):
@@ -167,7 +179,7 @@ def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
             labels = all_labels(own, data, bags.with_name("fold-bags.npy"))
             combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags)
             found.append(Lists.of(candidates_of(own, data, labels, combiner, True), data.valid))
-        session.reporter.step("scoring folds", fold + 1, session.config.combination.folds)
+        session.reporter.step("scoring folds", fold + 1, config.combination.folds)
     return [own for own in found if len(own)]
 
 

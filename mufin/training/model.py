@@ -6,6 +6,7 @@ Source: the authors' release, as docs/network.md describes it and differs from i
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from mufin.errors import ConfigError
 from mufin.training.config import EncoderConfig, NetworkConfig
@@ -73,17 +75,39 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
         options = {k: v for k, v in backbone_config.items() if k != "model_type"}
         return from_config(AutoConfig.for_model(backbone_config["model_type"], **options))
     if config.name is not None:
-        try:
-            # The name, a local folder or a model of the hub, is the operator's own choice.
-            extra = _without_pooler(AutoConfig.from_pretrained(config.name).model_type)  # nosec B615
-            return cast(PreTrainedModel, AutoModel.from_pretrained(config.name, dtype=torch.float32, **extra))  # nosec B615
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"encoder {config.name!r} cannot be loaded by name or from a folder: {error}") from error
+        return _pretrained(config.name)
     options = {k: v for k, v in config.options.items() if k != "model_type"}
     try:
         return from_config(AutoConfig.for_model(config.options["model_type"], **options))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"encoder options {dict(config.options)} make no encoder: {error}") from error
+
+
+def _pretrained(name: str) -> PreTrainedModel:
+    """A transformer with its weights; ConfigError where it cannot be loaded, or only some of its weights are there.
+
+    transformers would draw the others at random, with a warning among a page of others.
+    """
+    talkative, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        # The name, a local folder or a model of the hub, is the operator's own choice.
+        extra = _without_pooler(AutoConfig.from_pretrained(name).model_type)  # nosec B615
+        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **extra)  # nosec B615
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"encoder {name!r} cannot be loaded by name or from a folder: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(talkative)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # of which nothing is used
+    if missing:
+        raise ConfigError(
+            f"encoder {name!r} lacks {len(missing)} of the weights that its config.json asks for, {missing[0]} among them: "
+            "name a complete model, or describe a new one by options"
+        )
+    return cast(PreTrainedModel, model)
 
 
 def from_config(config: Any) -> PreTrainedModel:

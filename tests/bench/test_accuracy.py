@@ -161,6 +161,8 @@ def test_early_fusion_is_a_row_where_title_encoders_are_trained_and_there_are_pi
     (changes,) = fused(True, True)
     trained = build_config("frozen", ["text.name=some/encoder", "text.trainable_layers=6", *changes])
     assert trained.network.early_fusion
+    rows = [row for own in variants(True, options=True, fine_tuned=True) for _, row in own.rows if "early" in row]
+    assert rows[0] == "full, with early fusion" and len(rows) == 3
 
 
 def own_threads(_: int) -> tuple[int, str | None]:

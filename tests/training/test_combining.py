@@ -25,7 +25,7 @@ from mufin.training.combining import (
     learn_perceptron,
 )
 from mufin.training.config import CombinationConfig
-from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers
+from mufin.training.folds import FOLDS_FOLDER, Titles, fold_catalogue, fold_numbers, taught_by
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
@@ -156,6 +156,33 @@ def test_learning_is_repeatable() -> None:
     lists = replace(lists, relevant=np.maximum(lists.relevant, np.tile(np.eye(10)[0], 40)).astype(np.float32))
     first, second = (learn_combination(lists, 7, Kind("", 2, 4, 0)) for _ in range(2))
     np.testing.assert_array_equal(first(features), second(features))
+
+
+def test_held_out_products_are_drawn_where_there_are_more_than_may_teach(catalogue_folder: Path) -> None:
+    """With what is relevant to each, nothing else changed; another seed draws others, and few are all taken."""
+    catalogue = read_catalogue(catalogue_folder)
+    part = fold_catalogue(catalogue, Titles.of(catalogue, tiny_config(FOLDED)).folds, 0)
+    every = part.splits["valid"]
+    rights = {int(row): every.relevance.row(place).tolist() for place, row in enumerate(every.products)}
+    fewer = taught_by(part, 9, 3)
+    drawn = fewer.splits["valid"]
+    assert len(set(drawn.products.tolist())) == 9 < len(every.products)
+    assert {int(row): drawn.relevance.row(i).tolist() for i, row in enumerate(drawn.products)} == {
+        int(row): rights[int(row)] for row in drawn.products
+    }
+    assert fewer.splits["train"] is part.splits["train"] and fewer.labels is part.labels
+    assert taught_by(part, 9, 4).splits["valid"].products.tolist() != drawn.products.tolist()
+    assert taught_by(part, len(every.products), 3) is part
+
+
+def test_no_more_products_teach_than_are_allowed(catalogue_folder: Path, tmp_path: Path) -> None:
+    """The same share of each fold."""
+    config = tiny_config(FOLDED)
+    config = replace(config, combination=replace(config.combination, most_lists=30))
+    metrics = train(read_catalogue(catalogue_folder), config, tmp_path / "run", Reporter(quiet=True))
+    assert 10 < metrics["combination"]["lists"] <= 30
+    with pytest.raises(ConfigError, match="most_lists is 1 with 2 folds"):
+        replace(config.combination, most_lists=1)
 
 
 def test_a_kind_is_judged_by_folds_that_it_did_not_learn_from(

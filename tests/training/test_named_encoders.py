@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from mufin.catalogue import read_catalogue
 from mufin.errors import ConfigError
 from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import CombinedCandidates, Combiner, Lists
+from mufin.training.config import EncoderConfig
 from mufin.training.folds import FOLDS_FOLDER, fold_catalogue
+from mufin.training.model import build_backbone
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
@@ -58,6 +63,33 @@ def test_a_named_encoder_brings_its_tokenizer(encoders: Path) -> None:
     """The text of its tokenizer.json is what the run and the bundle carry."""
     definition = json.loads(load_named_tokenizer(str(encoders / "text")))
     assert definition["model"]["vocab"] == json.loads((encoders / "tokenizer.json").read_text())["model"]["vocab"]
+
+
+def copy_without(source: Path, target: Path, prefix: str) -> Path:
+    """An encoder's folder whose weights lack those that begin with ``prefix``."""
+    shutil.copytree(source, target)
+    weights = load_file(target / "model.safetensors")
+    kept = {name: values for name, values in weights.items() if not name.startswith(prefix)}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_an_encoder_that_lacks_weights_is_refused(encoders: Path, tmp_path: Path) -> None:
+    """transformers would draw them at random."""
+    folder = copy_without(encoders / "text", tmp_path / "half", "transformer.layer.1.")
+    with pytest.raises(
+        ConfigError, match=r"half' lacks \d+ of the weights .* transformer\.layer\.1\..* complete model"
+    ):
+        build_backbone(EncoderConfig(name=str(folder)))
+
+
+def test_an_encoder_is_loaded_without_a_word(encoders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No page about weights that nobody uses, no bar; and the library talks as before afterwards."""
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    build_backbone(EncoderConfig(name=str(encoders / "text")))
+    assert capfd.readouterr() == ("", "")
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
 
 
 def test_a_random_encoder_cannot_be_frozen() -> None:
