@@ -47,9 +47,13 @@ class ProgressBar:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(task, total=total)
             self._bars.update(self._tasks[task], completed=done)
+            if done >= total:  # what comes next under this name has a bar and a clock of its own
+                del self._tasks[task]
             return
         now = time.monotonic()
         started = self._started.setdefault(task, now)
+        if done >= total:
+            del self._started[task]
         if done >= total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (now - started) / max(1, done) * (total - done)

@@ -118,8 +118,9 @@ def taught_by(part: Catalogue, most: int, seed: int) -> Catalogue:
 
 
 def train_folds(
-    catalogue: Catalogue, config: TrainConfig, folder: Path, train: Callable[[Catalogue, TrainConfig, Path], Any]
-) -> None:
+    catalogue: Catalogue, config: TrainConfig, folder: Path, train: Callable[[Catalogue, TrainConfig, Path], Any],
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
     """Train a network without each fold, into ``folder``/folds/N.
 
     Raises ConfigError before anything is trained when there are more training products than evidence is made for.
@@ -133,6 +134,7 @@ def train_folds(
     numbers = Titles.of(catalogue, config).folds
     alone = replace(config, combination=CombinationConfig(), refit="none")
     for fold in range(config.combination.folds):
+        say(f"network without fold {fold + 1} of {config.combination.folds}, to teach the combination")
         train(fold_catalogue(catalogue, numbers, fold), alone, folder / FOLDS_FOLDER / str(fold))
 
 

@@ -59,9 +59,13 @@ class Reporter:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(task, total=total, note=note)
             self._bars.update(self._tasks[task], completed=done, total=total, note=note)
+            if done >= total:  # the next network's task of this name has a bar and a clock of its own
+                del self._tasks[task]
             return
         now = time.monotonic()
         started, first = self._started.setdefault(task, (now, done - 1))
+        if done >= total:
+            del self._started[task]
         if done >= total or now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (now - started) / max(done - first, 1) * (total - done)

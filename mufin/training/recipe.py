@@ -100,9 +100,12 @@ def train(
         return train(part, own, to, reporter, workers, device, kept, scored=False)
 
     if config.combination.folds:
-        train_folds(catalogue, config, folder, train_beside)
+        train_folds(catalogue, config, folder, train_beside, reporter.say)
     if config.refit == "network":
+        reporter.say("network of training and validation products, to be kept in the end")
         train_refit(catalogue, config, folder, train_beside)
+    if config.combination.folds or config.refit == "network":
+        reporter.say("network of all training products")
     resumed = load_state(folder, identity)
     workers.wait()  # nobody writes before all have read
     # Gathers with repeated rows add their gradients in any order otherwise: runs would differ in the last bit.
