@@ -11,6 +11,7 @@ import math
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
@@ -84,9 +85,9 @@ def build_backbone(config: EncoderConfig, backbone_config: dict[str, Any] | None
 
 
 def _pretrained(name: str) -> PreTrainedModel:
-    """A transformer with its weights; ConfigError where it cannot be loaded, or only some of its weights are there.
+    """A transformer with its weights; ConfigError where it cannot be loaded, or some of its weights are not there.
 
-    transformers would draw the others at random, with a warning among a page of others.
+    transformers would draw those at random, with a warning on a page of harmless ones.
     """
     talkative, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -94,17 +95,21 @@ def _pretrained(name: str) -> PreTrainedModel:
     try:
         # The name, a local folder or a model of the hub, is the operator's own choice.
         extra = _without_pooler(AutoConfig.from_pretrained(name).model_type)  # nosec B615
-        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **extra)  # nosec B615
-    except (OSError, ValueError, KeyError) as error:
+        model, found = AutoModel.from_pretrained(  # nosec B615
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **extra
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"encoder {name!r} cannot be loaded by name or from a folder: {error}") from error
     finally:
         transformers_logging.set_verbosity(talkative)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # of which nothing is used
-    if missing:
+    wrong = [f"{key} has {tuple(has)} where {tuple(wants)} is wanted" for key, has, wants in found["mismatched_keys"]]
+    if missing or wrong:
+        example = sorted(wrong)[0] if wrong else f"{missing[0]} is not there"
         raise ConfigError(
-            f"encoder {name!r} lacks {len(missing)} of the weights that its config.json asks for, {missing[0]} among them: "
+            f"encoder {name!r} lacks {len(missing) + len(wrong)} of the weights that its config.json asks for ({example}): "
             "name a complete model, or describe a new one by options"
         )
     return cast(PreTrainedModel, model)

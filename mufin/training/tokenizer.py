@@ -79,4 +79,10 @@ def load_named_tokenizer(name: str) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json); name an encoder that has one")
+    # Without any file of a vocabulary transformers makes one of its special tokens: every title would be unknown.
+    if backend.get_vocab_size(with_added_tokens=True) <= len(tokenizer.all_special_ids):
+        raise ConfigError(
+            f"the tokenizer of {name!r} knows no word, only {len(tokenizer.all_special_ids)} special tokens: its folder needs a tokenizer.json "
+            "or a vocab.txt"
+        )
     return str(backend.to_str())

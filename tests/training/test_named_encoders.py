@@ -65,6 +65,19 @@ def test_a_named_encoder_brings_its_tokenizer(encoders: Path) -> None:
     assert definition["model"]["vocab"] == json.loads((encoders / "tokenizer.json").read_text())["model"]["vocab"]
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(encoders: Path, tmp_path: Path) -> None:
+    """transformers would make one that knows no word."""
+    folder = tmp_path / "mute"
+    shutil.copytree(encoders / "text", folder)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(
+        ConfigError, match=r"mute' knows no word, only 5 special tokens: its folder needs a tokenizer.json"
+    ):
+        load_named_tokenizer(str(folder))
+
+
 def copy_without(source: Path, target: Path, prefix: str) -> Path:
     """An encoder's folder whose weights lack those that begin with ``prefix``."""
     shutil.copytree(source, target)
@@ -78,9 +91,30 @@ def copy_without(source: Path, target: Path, prefix: str) -> Path:
 def test_an_encoder_that_lacks_weights_is_refused(encoders: Path, tmp_path: Path) -> None:
     """transformers would draw them at random."""
     folder = copy_without(encoders / "text", tmp_path / "half", "transformer.layer.1.")
-    with pytest.raises(
-        ConfigError, match=r"half' lacks \d+ of the weights .* transformer\.layer\.1\..* complete model"
-    ):
+    missing = r"half' lacks 16 of the weights .*\(transformer\.layer\.1\.\S+ is not there"
+    with pytest.raises(ConfigError, match=missing):
+        build_backbone(EncoderConfig(name=str(folder)))
+
+
+def test_an_encoder_whose_weights_have_other_sizes_is_refused(encoders: Path, tmp_path: Path) -> None:
+    """With the first of them, and both sizes."""
+    folder = tmp_path / "other"
+    shutil.copytree(encoders / "text", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dim": config["hidden_dim"] + 3}))
+    sizes = rf"\({config['hidden_dim']},\) where \({config['hidden_dim'] + 3},\) is wanted"
+    with pytest.raises(ConfigError, match=rf"other' lacks \d+ of the weights .* has {sizes}"):
+        build_backbone(EncoderConfig(name=str(folder)))
+
+
+@pytest.mark.parametrize("kept", [100, 0], ids=["cut short", "empty"])
+def test_an_encoder_whose_weights_are_broken_is_refused(kept: int, encoders: Path, tmp_path: Path) -> None:
+    """By name, as one that is not there."""
+    folder = tmp_path / "broken"
+    shutil.copytree(encoders / "text", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(ConfigError, match="broken' cannot be loaded by name or from a folder"):
         build_backbone(EncoderConfig(name=str(folder)))
 
 
