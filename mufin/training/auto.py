@@ -49,8 +49,8 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
         return _large(training, text_encoder)
     values = copy_of(PRESETS["frozen"])
     reasons = [
-        f"{training} training products: too few to train encoders on; frozen features, word vectors beside them and the "
-        "softmax over sampled labels do better (docs/experiments.md)"
+        f"{training} training products: frozen features, word vectors beside them and the softmax over sampled labels do "
+        "better than encoders trained on so few (docs/experiments.md)"
     ]
     if text_encoder is None:
         values["text"] = copy_of(PRESETS["small"])["text"]
@@ -60,7 +60,7 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
         )
     else:
         values["text"]["name"] = text_encoder
-        reasons.append(f"title encoder {Path(text_encoder).name}, frozen")
+        reasons.append(f"title encoder {text_encoder}, frozen")
     if not pictured:
         values["inputs"]["max_images"] = 0
     else:
