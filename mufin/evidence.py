@@ -18,7 +18,7 @@ from mufin.title_ridge import TitleRidge
 from mufin.title_words import Postings, SparseRow, SparseRows, TitleWords
 
 MOST_PRODUCTS = 100_000
-"""Training products at the most: a request is compared with every one, some 3 ms at so many (docs/experiments.md)."""
+"""Training products at the most: a request is compared with every one, some 9 ms at so many (docs/performance.md)."""
 CANDIDATES = 50
 NEAR, WIDE = (10, 20.0), (100, 10.0)
 """(neighbours, sharpness): a neighbour of cosine c votes exp(sharpness * (c - best)) for its labels. Soft
