@@ -253,7 +253,7 @@ class CombinationConfig:
     the training itself. 0: no combination, scores are fused by one weight."""
     most_lists: int = 12_000
     """Products that teach the combination at the most, the same share of each fold: a list of candidates and what is
-    known of them takes some 55 KB, five times while it is learned from. More than that are drawn by the seed."""
+    known of them takes some 55 KB, and is held over three times while it is learned from. More are drawn by the seed."""
     tail_calibration: float = 0.0
     """What a label loses for each unit of log(1 + its training products), in standard deviations of the combined score:
     above 0, rare labels are recommended more often, at the cost of accuracy over all (docs/experiments.md)."""
