@@ -34,6 +34,8 @@ def test_a_task_that_comes_again_has_a_clock_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each fold of a combination trains under the same names; what the one before took says nothing of this one."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # with which rich takes anything for a terminal
+        monkeypatch.delenv(name, raising=False)
     clock = Clock()
     monkeypatch.setattr(training_progress, "time", clock)
     steps(Reporter(), clock)
