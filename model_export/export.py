@@ -117,7 +117,7 @@ def export_trained(
             len(catalogue.labels), dimension, labels.slots, settings.record_type,
             model.cross_attention is not None, index.kind, index_candidates=index.candidates,
             combination=trained.combined is not None,
-            sentence=0 if trained.combined is None else trained.combined[0].sentences.shape[1],
+            sentence=0 if trained.combined is None else trained.combined[0].sentences.dimension,
         )  # fmt: skip
         name = settings.name or catalogue.folder.resolve().name
         tolerances = tolerances_for(index.kind, settings.record_type, trained.combined is not None)

@@ -99,12 +99,12 @@ def compute_golden(
     evidence: list[ProductEvidence] = []
     if combined is not None:
         sentences = title_vectors[:, embedding.shape[1] :]
-        evidence = [
-            combined[0].of(own, *((combined[0].words.row(item.title), sentence) if has_title else (None, None)))
-            for own, item, has_title, sentence in zip(
-                embedding.numpy(), items, arrays.has_title, sentences, strict=True
-            )
-        ]
+        named = list(zip(items, arrays.has_title, sentences, strict=True))
+        evidence = combined[0].of(
+            embedding.numpy(),
+            [combined[0].words.row(item.title) if has_title else None for item, has_title, _ in named],
+            [sentence if has_title else None for _, has_title, sentence in named],
+        )
         found, cosines = _with_candidates(found, cosines, evidence, embedding.numpy(), labels)
     classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
     alpha = np.float32(spec.fusion_weight)

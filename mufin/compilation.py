@@ -9,9 +9,13 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from mufin.errors import ConfigError
+
+Kernel = Literal["numba", "numpy"]
+"""compiled, or plain numpy, which is the reference"""
+KERNELS: tuple[Kernel, ...] = ("numba", "numpy")
 
 CPU_LEVELS: Mapping[str, tuple[str, ...]] = {
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),

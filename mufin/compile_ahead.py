@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mufin import reranking, resizing
+from mufin import reranking, resizing, vector_rows
 from mufin.compilation import CPU_LEVELS, LEVEL_FEATURES, cpu_level
 
 
@@ -22,6 +22,7 @@ def compile_here() -> None:
     """For the CPU that numba is set to."""
     reranking.compile_here()
     resizing.compile_here()
+    vector_rows.compile_here()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

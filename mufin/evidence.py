@@ -1,21 +1,24 @@
 """What is known of labels beside the network: training products like the one asked for, and titles.
 
-Knows no network and how scores are joined (``mufin.combination``). Arrays in, arrays out; one product at a time, the
-same code in training, export and service.
+Knows no network and how scores are joined (``mufin.combination``). Arrays in, arrays out; the same code in training,
+export and service, and the same numbers whatever the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from mufin.compilation import Kernel
 from mufin.inputs import FloatArray, Int64Array
 from mufin.related_labels import RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import Postings, SparseRow, SparseRows, TitleWords
+from mufin.vector_rows import VectorRows
 
 MOST_PRODUCTS = 100_000
 """Training products at the most: a request is compared with every one, some 9 ms at so many (docs/performance.md)."""
@@ -150,23 +153,35 @@ def _best(labels: Int64Array, scores: FloatArray, most: int) -> Int64Array:
     return np.asarray(labels[np.lexsort((labels, -scores))[:most]], dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class _OfTitle:
+    """What a title's sentence says."""
+
+    sentence: FloatArray
+    """(W,)"""
+    products: FloatArray
+    """(N,) cosines with the training products' sentences"""
+    ridge: FloatArray | None
+    """(L,) None where there are no ridge classifiers"""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Training products and titles. Thread-safe: nothing is written."""
 
     words: TitleWords
-    products: FloatArray
-    """(N, D) float32, unit length but for rounding to float16: embeddings of the training products"""
+    products: VectorRows
+    """(N, D) unit length: embeddings of the training products"""
     relevance: Relevance
     """(N, L)"""
     product_words: SparseRows
     """N titles"""
     label_words: SparseRows
     """L titles, fewer when labels were added since"""
-    sentences: FloatArray
+    sentences: VectorRows
     """(N, W) what the title encoder says of the training products' titles, unit length; 0 without a title"""
     label_sentences: FloatArray
-    """(L, W) the same of labels"""
+    """(L, W) the same of labels, rounded to float16 as the others are"""
     ridge: TitleRidge | None
     """None where the catalogue is too large for it"""
     related: RelatedLabels | None = None
@@ -190,25 +205,55 @@ class Evidence:
     def _label_postings(self) -> Postings:
         return Postings.of(self.label_words, len(self.words))
 
-    def of(self, embedding: FloatArray, title: SparseRow | None, sentence: FloatArray | None) -> ProductEvidence:
-        """Evidence of one product: its embedding (D,), its title's words and sentence (W,), None without a title."""
-        near, wide, best = self._votes(self.products @ embedding)
+    def with_kernel(self, kernel: Kernel) -> Evidence:
+        """The same, its vectors compared by ``kernel``."""
+        ridge = self.ridge
+        if ridge is not None:
+            ridge = replace(ridge, sentences=replace(ridge.sentences, kernel=kernel))
+        products, sentences = (replace(own, kernel=kernel) for own in (self.products, self.sentences))
+        return replace(self, products=products, sentences=sentences, ridge=ridge)
+
+    def of(
+        self, embeddings: FloatArray, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]
+    ) -> list[ProductEvidence]:
+        """Evidence of B products: embeddings (B, D), the titles' words and sentences (W,), None without a title."""
+        said = self._of_titles(titles, sentences)
+        cosines = self.products.products(embeddings)
+        return [self._of_one(*product) for product in zip(cosines, titles, said, strict=True)]
+
+    def _of_titles(
+        self, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]
+    ) -> list[_OfTitle | None]:
+        rows = [row for row, sentence in enumerate(sentences) if sentence is not None]
+        found: list[_OfTitle | None] = [None] * len(sentences)
+        if not rows:
+            return found
+        stacked = np.stack([own for own in sentences if own is not None])
+        products = self.sentences.products(stacked)
+        ridge = None if self.ridge is None else self.ridge.scores([titles[row] for row in rows], stacked)
+        for place, row in enumerate(rows):
+            found[row] = _OfTitle(stacked[place], products[place], None if ridge is None else ridge[place])
+        return found
+
+    def _of_one(self, cosines: FloatArray, title: SparseRow | None, of_title: _OfTitle | None) -> ProductEvidence:
+        """``cosines``: (N,) of its embedding with the training products'."""
+        near, wide, best = self._votes(cosines)
         word_near = word_wide = title_near = title_wide = _NO_VOTES
-        cosines = ridge = np.zeros(len(self.label_words), dtype=np.float32)
+        matches = ridge = np.zeros(len(self.label_words), dtype=np.float32)
         best_words = best_title = 0.0
-        words = np.zeros(len(self.products), dtype=np.float32)
+        words = titles = np.zeros(len(self.products), dtype=np.float32)
         if title is not None and len(title.ids):
             words = self._product_postings.cosines(title)
             word_near, word_wide, best_words = self._votes(words)
-            cosines = self._label_postings.cosines(title)
-        titles = np.zeros(len(self.products), dtype=np.float32)
-        if sentence is not None:
-            titles = np.float32(0.5) * (words + self.sentences @ sentence)
+            matches = self._label_postings.cosines(title)
+        if of_title is not None:
+            titles = np.float32(0.5) * (words + of_title.products)
             title_near, title_wide, best_title = self._votes(titles)
-            ridge = ridge if self.ridge is None else self.ridge.scores(title, sentence)
+            ridge = ridge if of_title.ridge is None else of_title.ridge
         return ProductEvidence(
-            near, wide, word_near, word_wide, title_near, title_wide, cosines, ridge, sentence, self.label_sentences,
-            best, best_words, best_title, titles, self._label_products, self.related,
+            near, wide, word_near, word_wide, title_near, title_wide, matches, ridge,
+            None if of_title is None else of_title.sentence, self.label_sentences, best, best_words, best_title, titles,
+            self._label_products, self.related,
         )  # fmt: skip
 
     def _votes(self, cosines: FloatArray) -> tuple[Votes, Votes, float]:

@@ -21,6 +21,7 @@ from mufin.related_labels import LabelNeighbours, RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import SparseRows, TitleWords
+from mufin.vector_rows import VectorRows
 
 EVIDENCE_FILE = "evidence.npz"
 
@@ -29,15 +30,14 @@ def write_evidence(path: Path, evidence: Evidence) -> None:
     """Write evidence.npz. Vectors and ridge weights are kept as float16, which moves a cosine by some 1e-4."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "words": evidence.words.pack(), "idf": evidence.words.idf,
-        "products": evidence.products.astype(np.float16),
-        "sentences": evidence.sentences.astype(np.float16),
+        "products": evidence.products.values, "sentences": evidence.sentences.values,
         "label_sentences": evidence.label_sentences.astype(np.float16),
         "relevance_indptr": evidence.relevance.indptr, "relevance_indices": evidence.relevance.indices.astype(np.int32),
         "labels": np.asarray(evidence.relevance.label_count, dtype=np.int64),
     }  # fmt: skip
     tables = [("product_words", evidence.product_words), ("label_words", evidence.label_words)]
     if evidence.ridge is not None:
-        arrays["ridge_sentences"] = evidence.ridge.sentences.astype(np.float16)
+        arrays["ridge_sentences"] = evidence.ridge.sentences.values
         tables.append(("ridge_words", evidence.ridge.words))
     if evidence.related is not None:
         for name, own in (("like", evidence.related.like), ("companions", evidence.related.companions)):
@@ -68,14 +68,14 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
             words = TitleWords.unpack(arrays["words"], arrays["idf"])
             ridge = None
             if "ridge_sentences" in arrays:
-                ridge = TitleRidge(_rows(arrays, "ridge_words"), _floats(arrays["ridge_sentences"]), len(words))
+                ridge = TitleRidge(_rows(arrays, "ridge_words"), VectorRows.of(arrays["ridge_sentences"]), len(words))
             related = None
             if "like_labels" in arrays:
                 related = RelatedLabels(_neighbours(arrays, "like"), _neighbours(arrays, "companions"))
             found = Evidence(
-                words, _floats(arrays["products"]), relevance, _rows(arrays, "product_words"),
-                _rows(arrays, "label_words"), _floats(arrays["sentences"]), _floats(arrays["label_sentences"]), ridge,
-                related,
+                words, VectorRows.of(arrays["products"]), relevance, _rows(arrays, "product_words"),
+                _rows(arrays, "label_words"), VectorRows.of(arrays["sentences"]), _floats(arrays["label_sentences"]),
+                ridge, related,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path}: cannot be read ({error}): export again") from error
@@ -115,10 +115,10 @@ def _check(path: Path, found: Evidence, known: int) -> None:
                 f"{path}: has neighbours {lowest} to {highest} of {known} labels, {own.labels.shape} of them with "
                 f"{own.weights.shape} weights: export again"
             )
-    widths = [found.sentences.shape[1], found.label_sentences.shape[1]]
+    widths = [found.sentences.dimension, found.label_sentences.shape[1]]
     tables = [found.product_words, found.label_words]
     if found.ridge is not None:
-        widths.append(found.ridge.sentences.shape[1])
+        widths.append(found.ridge.sentences.dimension)
         tables.append(found.ridge.words)
     if len(set(widths)) > 1:
         raise BundleError(f"{path}: sentences have {widths} numbers: export again")
@@ -128,17 +128,12 @@ def _check(path: Path, found: Evidence, known: int) -> None:
 
 
 def stored(evidence: Evidence) -> Evidence:
-    """As it would be read back: through float16, so that training and serving see the same numbers."""
+    """As it would be read back: what float16 makes of it, so that training and serving see the same numbers."""
 
     def half(array: FloatArray) -> FloatArray:
         return array.astype(np.float16).astype(np.float32)
 
     ridge = evidence.ridge
     if ridge is not None:
-        ridge = replace(
-            ridge, words=replace(ridge.words, weights=half(ridge.words.weights)), sentences=half(ridge.sentences)
-        )
-    return replace(
-        evidence, products=half(evidence.products), sentences=half(evidence.sentences),
-        label_sentences=half(evidence.label_sentences), ridge=ridge,
-    )  # fmt: skip
+        ridge = replace(ridge, words=replace(ridge.words, weights=half(ridge.words.weights)))
+    return replace(evidence, label_sentences=half(evidence.label_sentences), ridge=ridge)

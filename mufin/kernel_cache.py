@@ -21,6 +21,7 @@ CompileResultCacheImpl: Any = _CompileResultCacheImpl
 UserProvidedCacheLocator: Any = _UserProvidedCacheLocator
 
 _log = logging.getLogger(__name__)
+_SHARED = Path(__file__).with_name("kernel_parts.py")
 
 
 class _ReadableLocator(UserProvidedCacheLocator):  # type: ignore[misc]
@@ -42,6 +43,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     """numba's cache on disk, read wherever it lies: a folder that cannot be written only saves nothing."""
 
     _impl_class = _CacheImpl
+
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        # numba notices a change of the function's own file alone; what all kernels share is compiled into them, too.
+        shared = _SHARED.stat()
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, shared.st_mtime, shared.st_size)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:

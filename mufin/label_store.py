@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from mufin.bundle import INDEX_FILE, VECTORS_FILE, Bundle
+from mufin.compilation import Kernel
 from mufin.evidence_file import EVIDENCE_FILE
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.label_files import LABELS_FILE, LOOKUP_FILE, OFFSETS_FILE, Label
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE
 from mufin.label_records_file import RECORDS_FILE
 from mufin.label_search import LabelSearch
-from mufin.reranking import Kernel, Reranker, make_reranker
+from mufin.reranking import Reranker, make_reranker
 from mufin.scoring import CrossAttention, LabelRecords
 
 _MAPPED = (VECTORS_FILE, LABELS_FILE, OFFSETS_FILE, LOOKUP_FILE)

@@ -14,7 +14,9 @@ import numpy as np
 
 from mufin.bundle import Bundle, Verify, open_bundle
 from mufin.combination import candidate_features
+from mufin.compilation import Kernel
 from mufin.errors import InputError
+from mufin.evidence import ProductEvidence
 from mufin.golden import GoldenResults, Parity, Ranked, compare, read_golden
 from mufin.graphs import Device, EncoderGraphs
 from mufin.inputs import (
@@ -29,7 +31,7 @@ from mufin.inputs import (
 from mufin.item_encoder import EncoderPool, ItemEncoder, open_encoder
 from mufin.label_files import Label, LabelSource
 from mufin.label_store import BundleLabelStore, MemoryUse
-from mufin.reranking import Kernel, Reranker
+from mufin.reranking import Reranker
 from mufin.scoring import (
     CrossAttention,
     LabelRecords,
@@ -306,14 +308,16 @@ class Predictor:
         kept = [_without(own, drop, size) for own, drop in zip(found, dropped, strict=True)]
         if self._bundle.evidence is None:
             return kept
-        return [self._with_evidence(*own, allowed) for own in zip(bags, kept, dropped, strict=True)]
+        evidence = self._bundle.evidence.of(
+            np.stack([bag.embedding for bag in bags]), [bag.words for bag in bags], [bag.sentence for bag in bags]
+        )
+        return [self._with_evidence(*own, allowed) for own in zip(bags, kept, evidence, dropped, strict=True)]
 
     def _with_evidence(
-        self, bag: ProductBag, shortlist: Shortlist, dropped: Int64Array, allowed: BoolArray | None
-    ) -> Shortlist:
+        self, bag: ProductBag, shortlist: Shortlist, evidence: ProductEvidence, dropped: Int64Array,
+        allowed: BoolArray | None,
+    ) -> Shortlist:  # fmt: skip
         """The labels that evidence speaks for among those of the shortlist, by falling cosine."""
-        assert self._bundle.evidence is not None
-        evidence = self._bundle.evidence.of(bag.embedding, bag.words, bag.sentence)
         more = np.setdiff1d(np.setdiff1d(evidence.candidates(), shortlist.labels), dropped)
         more = more[~self.labels.removed(more)]
         if allowed is not None:
@@ -362,11 +366,13 @@ def open_predictor(
     """Open a bundle and its graphs and index. Raises BundleError for one that must not be opened.
 
     ``intra_op_threads``: threads of one graph call and of one label search. ``device``: where the graphs run; cuda runs
-    the fp32 graphs of any bundle and raises ConfigError where ONNX Runtime cannot. ``kernel``: compiled reranking, or
-    numpy's, some ten times slower, which needs no numba. ``resident``: label records in memory, never read from disk later.
+    the fp32 graphs of any bundle and raises ConfigError where ONNX Runtime cannot. ``kernel``: compiled reranking and
+    comparing with training products, or numpy's, some ten and three times slower, which needs no numba. ``resident``: label records in memory, never read from disk later.
     ``encoders``: where bundles that encode alike find each other's sessions; None: sessions of its own.
     """
     bundle = open_bundle(path, verify)
+    if bundle.evidence is not None:
+        bundle = replace(bundle, evidence=bundle.evidence.with_kernel(kernel))
     opened = open_encoder if encoders is None else encoders.open
     encoder = opened(bundle, intra_op_threads, device)
     return Predictor(encoder, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)

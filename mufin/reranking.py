@@ -10,20 +10,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mufin.compilation import begin, compile_only, kept
+from mufin.compilation import KERNELS, Kernel, begin, compile_only, kept
 from mufin.errors import ConfigError, InputError
 from mufin.inputs import FloatArray, Int64Array
 from mufin.label_files import SOURCES
 from mufin.label_records_file import RECORD_NUMBERS, RECORDS_FILE, RecordBlock, RecordFile, RecordNumber, RecordWriter
 from mufin.scoring import CrossAttention, LabelRecords, classifier_scores
-
-Kernel = Literal["numba", "numpy"]
-KERNELS: tuple[Kernel, ...] = ("numba", "numpy")
 
 
 class Reranker(Protocol):

@@ -13,47 +13,24 @@ over j. ``mufin.scoring.classifier_scores`` is the same in numpy and the referen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba as _numba
 import numpy as np
-from llvmlite import ir as _ir
 from numba.core import cgutils as _cgutils
-from numba.extending import intrinsic as _intrinsic_decorator
 from numba.extending import overload as _overload_decorator
 
+from mufin.kernel_parts import OPTIONS, compiled, float_of_bits, half, intrinsic, ir, numba
+
 # numba ships no types.
-numba: Any = _numba
-ir: Any = _ir
 cgutils: Any = _cgutils
-intrinsic: Any = _intrinsic_decorator
 overload: Any = _overload_decorator
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-# Sums may be reordered, which lets LLVM use vectors; infinities and NaN keep their meaning.
-_OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 _LINE_BYTES = 64
 _LOG2_E = np.float32(1.4426950408889634)
 _LN_2 = np.float32(0.6931471805599453)
 _LEAST_EXPONENT = np.float32(-87.0)
 _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.float32(0)
 _TINY = np.float32(1e-12)
-LEVELS_WITH_HALF = ("x86-64-v3", "x86-64-v4")
-_SUBNORMAL_STEP = np.float32(2.0**-24)
-
-
-def _compiled(function: _F) -> _F:
-    return cast(_F, numba.njit(nogil=True, **_OPTIONS)(function))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_of_bits(typing: Any, bits: Any) -> Any:
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return numba.types.float32(numba.types.uint32), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -74,7 +51,7 @@ def _prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
     return numba.types.void(array, numba.types.int64, numba.types.int64), build
 
 
-@_compiled
+@compiled
 def _exp(x: Any) -> Any:
     """exp of a float32 <= 0 within 2e-7, written so that LLVM computes many at once; libm's does one."""
     x = max(x, _LEAST_EXPONENT)
@@ -87,30 +64,7 @@ def _exp(x: Any) -> Any:
     p = p * r + _HALF
     p = p * r + _ONE
     p = p * r + _ONE
-    return p * _float_of_bits(np.uint32(np.uint32(power + np.int32(127)) << np.uint32(23)))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _half_of_bits(typing: Any, bits: Any) -> Any:
-    """float16 as stored -> float32, by the CPU's own instruction."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return numba.types.float32(numba.types.uint16), build
-
-
-@_compiled
-def _half_by_arithmetic(bits: Any) -> Any:
-    """The same for a CPU that has none, where LLVM would call a function that is not there."""
-    magnitude = np.uint32(bits & np.uint16(0x7FFF))
-    normal = _float_of_bits(np.uint32((magnitude << np.uint32(13)) + np.uint32(112 << 23)))
-    value = normal if magnitude >= np.uint32(0x400) else np.float32(np.int32(magnitude)) * _SUBNORMAL_STEP
-    return -value if bits & np.uint16(0x8000) else value
-
-
-# Code is kept on disk by the CPU's name, so the two never meet in one cache entry.
-_half = _half_of_bits if numba.config.CPU_NAME in LEVELS_WITH_HALF else _half_by_arithmetic
+    return p * float_of_bits(np.uint32(np.uint32(power + np.int32(127)) << np.uint32(23)))
 
 
 def _unpack(record: Any, scales: Any, scratch: Any, slots: Any, used: Any, dimension: Any) -> Any:
@@ -118,14 +72,14 @@ def _unpack(record: Any, scales: Any, scratch: Any, slots: Any, used: Any, dimen
     raise NotImplementedError  # pragma: no cover
 
 
-@_compiled
+@compiled
 def _unpack_half(record: Any, scratch: Any, first: Any, count: Any) -> None:
     source, target = record[first : first + count], scratch[first : first + count]
     for i in range(count):
-        target[i] = _half(source[i])
+        target[i] = half(source[i])
 
 
-@_compiled
+@compiled
 def _unpack_int8(record: Any, scale: Any, scratch: Any, first: Any, count: Any) -> None:
     source, target = record[first : first + count], scratch[first : first + count]
     for i in range(count):
@@ -150,13 +104,13 @@ def _read_int8(record: Any, scales: Any, scratch: Any, slots: Any, used: Any, di
     return scratch
 
 
-@overload(_unpack, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
+@overload(_unpack, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _choose_unpack(record: Any, scales: Any, scratch: Any, slots: Any, used: Any, dimension: Any) -> Any:
     readers = {numba.types.float32: _read_float32, numba.types.uint16: _read_half, numba.types.int8: _read_int8}
     return readers[record.dtype]
 
 
-@_compiled
+@compiled
 def _products(left: Any, rows: Any, first: Any, used: Any, out: Any) -> None:
     """out[s, j] = <left[s], row j behind ``first``>; six, three or one product slot share each load of the label's."""
     size, dimension = left.shape
@@ -192,7 +146,7 @@ def _products(left: Any, rows: Any, first: Any, used: Any, out: Any) -> None:
             s += 1
 
 
-@_compiled
+@compiled
 def _inner(left: Any, right: Any) -> Any:
     total = _ZERO
     for i in range(len(left)):
@@ -200,7 +154,7 @@ def _inner(left: Any, right: Any) -> Any:
     return total
 
 
-@_compiled
+@compiled
 def _add_rows(total: Any, rows: Any, first: Any, weights: Any, used: Any) -> None:
     """total += sum_j weights[j] * row j behind ``first``, three rows a pass."""
     dimension = len(total)
@@ -222,7 +176,7 @@ def _add_rows(total: Any, rows: Any, first: Any, weights: Any, used: Any) -> Non
         j += 1
 
 
-@_compiled
+@compiled
 def _softmax(logits: Any, used: Any) -> None:
     """Each row's first ``used`` numbers become weights, in place; what lies behind them is left meaningless."""
     size, slots = logits.shape
@@ -246,7 +200,7 @@ def _softmax(logits: Any, used: Any) -> None:
             logits[s, j] *= share
 
 
-@_compiled
+@compiled
 def _prepare(bag: Any, query_rows: Any, query_bias: Any, queries: Any, centred: Any, squares: Any) -> None:
     """A product's folded queries, its slots less their mean, and what is left of their squared length.
 
@@ -265,7 +219,7 @@ def _prepare(bag: Any, query_rows: Any, query_bias: Any, queries: Any, centred: 
         squares[s] = _inner(centred[s], centred[s])
 
 
-@_compiled
+@compiled
 def _slot_weights(
     weights: Any, crosses: Any, squares: Any, gram: Any, used: Any, dimension: Any, epsilon: Any, of_slots: Any,
     of_label: Any,
@@ -287,7 +241,7 @@ def _slot_weights(
             of_label[j] += inverse * weights[s, j]
 
 
-@_compiled
+@compiled
 def _cosine(summed: Any, shift: Any, size: Any, norm_weight: Any, norm_bias: Any, classifier: Any) -> Any:
     """<norm(LayerNorm's weight and bias on the mean), w_l>"""
     length, product, share = _ZERO, _ZERO, _ONE / np.float32(size)
@@ -298,7 +252,7 @@ def _cosine(summed: Any, shift: Any, size: Any, norm_weight: Any, norm_bias: Any
     return product / max(np.float32(math.sqrt(length)), _TINY)
 
 
-@_compiled
+@compiled
 def cross_attention_scores(
     numbers: Any, floats: Any, octets: Any, places: Any, labels: Any, label_ends: Any, bags: Any, bag_ends: Any,
     query_rows: Any, query_bias: Any, norm_weight: Any, norm_bias: Any, epsilon: Any, out: Any,
@@ -351,7 +305,7 @@ def cross_attention_scores(
         first_bag = bag_ends[b]
 
 
-@_compiled
+@compiled
 def plain_scores(
     numbers: Any, floats: Any, places: Any, labels: Any, label_ends: Any, embeddings: Any, out: Any
 ) -> None:

@@ -7,6 +7,7 @@ docs/experiments.md; beside the network it says what the network forgot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from mufin.inputs import FloatArray
 from mufin.title_words import Postings, SparseRow, SparseRows
+from mufin.vector_rows import VectorRows
 
 MOST_PRODUCTS = 20_000
 """Training products at the most: the dual is solved whole."""
@@ -29,7 +31,7 @@ class TitleRidge:
 
     words: SparseRows
     """(L, V) sparse: the label's weight of each word"""
-    sentences: FloatArray
+    sentences: VectorRows
     """(L, W)"""
     vocabulary: int
     """V"""
@@ -38,10 +40,13 @@ class TitleRidge:
     def _postings(self) -> Postings:
         return Postings.of(self.words, self.vocabulary)
 
-    def scores(self, title: SparseRow | None, sentence: FloatArray) -> FloatArray:
-        """(L,) of one title: its words, None for none, and its sentence (W,)."""
-        found = self.sentences @ sentence
-        return found if title is None else found + self._postings.cosines(title)
+    def scores(self, titles: Sequence[SparseRow | None], sentences: FloatArray) -> FloatArray:
+        """(B, L) of B titles: their words, None for none, and their sentences (B, W)."""
+        found = self.sentences.products(sentences)
+        for own, title in zip(found, titles, strict=True):
+            if title is not None:
+                own += self._postings.cosines(title)
+        return found
 
 
 def label_weights(dense: FloatArray, most: int = WORDS_A_LABEL) -> SparseRows:

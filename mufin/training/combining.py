@@ -28,6 +28,7 @@ from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import ItemEncoder, Mufin, backbone_width
 from mufin.training.related import related_labels
 from mufin.training.ridge import fit_title_ridge
+from mufin.vector_rows import VectorRows
 
 _PRODUCTS_AT_ONCE = 256
 _LISTS_A_STEP = 64
@@ -81,11 +82,12 @@ class Combiner:
     combination: Combination | None
     """None: not learned yet, features only"""
 
-    def of(self, row: int, embedding: FloatArray, has_title: bool) -> ProductEvidence:
-        """Evidence of the catalogue's product ``row`` as encoded; without its words where its title is left out."""
-        if not has_title:
-            return self.evidence.of(embedding, None, None)
-        return self.evidence.of(embedding, self.words.row(row), np.asarray(self.sentences[row]))
+    def of(self, rows: Int64Array, embeddings: FloatArray, has_title: BoolArray) -> list[ProductEvidence]:
+        """Evidence of the catalogue's products ``rows`` (N,) as encoded; without their words where titles are left out."""
+        titled = list(zip(rows.tolist(), has_title.tolist(), strict=True))
+        words = [self.words.row(row) if has else None for row, has in titled]
+        sentences = [np.asarray(self.sentences[row]) if has else None for row, has in titled]
+        return self.evidence.of(embeddings, words, sentences)
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,12 @@ def gather_evidence(
     own, named = np.array(sentences[train_rows], dtype=np.float32), product_words.select(train_rows)
     ridge = fit_title_ridge(named, own, len(words), train)
     related = related_labels(label_words, np.asarray(label_sentences, dtype=np.float32), len(words), train)
-    found = Evidence(words, embeddings, train, named, label_words, own, np.asarray(label_sentences), ridge, related)
-    return stored(found)
+    return stored(
+        Evidence(
+            words, VectorRows.of(embeddings), train, named, label_words, VectorRows.of(own), np.asarray(label_sentences),
+            ridge, related,
+        )
+    )  # fmt: skip
 
 
 def title_sentences(
@@ -140,9 +146,7 @@ def combined_candidates(
     for start in range(0, len(rows), _PRODUCTS_AT_ONCE):
         block = np.arange(start, min(start + _PRODUCTS_AT_ONCE, len(rows)))
         own = EncodedItems(products.bags[block], products.mask[block], products.embeddings[block])
-        evidence = [
-            combiner.of(int(rows[i]), products.embeddings[i], bool(has_title[i])) for i in block
-        ]  # fmt: skip
+        evidence = combiner.of(rows[block], own.embeddings, has_title[block])
         extra = [found.candidates() for found in evidence]
         part = score_candidates(model, own, labels, forbidden.select(block), size, device, extra)
         features = [

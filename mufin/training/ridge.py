@@ -14,6 +14,7 @@ from mufin.inputs import FloatArray
 from mufin.relevance import Relevance
 from mufin.title_ridge import MOST_LABELS, MOST_PRODUCTS, TitleRidge, label_weights
 from mufin.title_words import SparseRows
+from mufin.vector_rows import VectorRows
 
 PENALTY = 0.5
 """lambda, beside a kernel whose diagonal is 1; between .3 and 1 the real catalogues do alike."""
@@ -54,7 +55,7 @@ def fit_title_ridge(
             dual = (0.5 * torch.cholesky_solve(wanted, solved)).contiguous().numpy()
         dense[block] = dual.T @ sentences
         kept.append(label_weights(_transposed(np.asarray(transposed @ dual))))
-    return TitleRidge(_joined(kept), dense, vocabulary)
+    return TitleRidge(_joined(kept), VectorRows.of(dense), vocabulary)
 
 
 def _transposed(matrix: FloatArray) -> FloatArray:

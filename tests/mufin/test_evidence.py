@@ -9,23 +9,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mufin.compilation import KERNELS, Kernel
 from mufin.errors import BundleError
-from mufin.evidence import NEAR, WIDE, Evidence
+from mufin.evidence import NEAR, WIDE, Evidence, ProductEvidence
 from mufin.evidence_file import read_evidence, stored, write_evidence
+from mufin.inputs import FloatArray
 from mufin.related_labels import RelatedLabels
 from mufin.relevance import Relevance
 from mufin.scoring import l2_normalise
 from mufin.title_ridge import TitleRidge, label_weights
-from mufin.title_words import fit_title_words
+from mufin.title_words import SparseRow, fit_title_words
 from mufin.training import related as related_module
 from mufin.training.related import related_labels
+from mufin.vector_rows import VectorRows
 
 D, L, W = 8, 30, 6
 
 
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    """150 training products with three labels each."""
+def _of(
+    evidence: Evidence, embedding: FloatArray, title: SparseRow | None, sentence: FloatArray | None
+) -> ProductEvidence:
+    return evidence.of(embedding[None], [title], [sentence])[0]
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """150 training products with three labels each; compared by either kernel."""
+    kernel: Kernel = request.param
     random = np.random.default_rng(0)
     titles = [f"kind{i % 7} colour{i % 5} thing" for i in range(150)]
     labels = [f"kind{i % 7} label{i}" for i in range(L)]
@@ -35,18 +45,20 @@ def evidence() -> Evidence:
     products = l2_normalise(random.normal(size=(150, D)).astype(np.float32))
     sentences, names = (l2_normalise(random.normal(size=(n, W)).astype(np.float32)) for n in (150, L))
     weights = label_weights(random.normal(size=(L, len(words))).astype(np.float32), 5)
-    ridge = TitleRidge(weights, random.normal(size=(L, W)).astype(np.float32), len(words))
+    ridge = TitleRidge(weights, VectorRows.of(random.normal(size=(L, W))), len(words))
     related = related_labels(words.rows(labels), names, len(words), relevance)
-    return stored(
-        Evidence(words, products, relevance, words.rows(titles), words.rows(labels), sentences, names, ridge, related)
-    )
+    found = Evidence(
+        words, VectorRows.of(products), relevance, words.rows(titles), words.rows(labels), VectorRows.of(sentences),
+        names, ridge, related,
+    )  # fmt: skip
+    return stored(found).with_kernel(kernel)
 
 
 def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evidence) -> None:
     """Near and wide votes against the definition, label by label."""
     query = l2_normalise(np.ones((1, D), np.float32))[0]
-    found = evidence.of(query, None, None)
-    cosines = evidence.products @ query
+    found = _of(evidence, query, None, None)
+    cosines = evidence.products.wide @ query
     for votes, (count, sharpness) in ((found.by_embedding_near, NEAR), (found.by_embedding_wide, WIDE)):
         nearest = np.argsort(-cosines, kind="stable")[:count]
         weights = np.exp(sharpness * (cosines[nearest] - cosines[nearest[0]]))
@@ -60,7 +72,7 @@ def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evid
 def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
     """The title's own words rule the word votes, and matching label titles are scored."""
     title = evidence.words.row("kind3 colour2")
-    found = evidence.of(evidence.products[0], title, evidence.sentences[0])
+    found = _of(evidence, evidence.products.wide[0], title, evidence.sentences.wide[0])
     assert found.best_words > 0.8
     matching = [i for i in range(L) if i % 7 == 3]
     assert set(np.flatnonzero(found.title_cosines > 0)) == set(matching)
@@ -70,7 +82,7 @@ def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
 def test_without_a_title_words_say_nothing(evidence: Evidence) -> None:
     """No votes, no match; an unknown title is the same."""
     for title in (None, evidence.words.row("never seen")):
-        found = evidence.of(evidence.products[0], title, None)
+        found = _of(evidence, evidence.products.wide[0], title, None)
         assert not found.by_words_wide.of(np.arange(L)).any()
         assert not found.title_cosines.any() and found.best_words == 0.0
         assert len(found.candidates())
@@ -78,41 +90,41 @@ def test_without_a_title_words_say_nothing(evidence: Evidence) -> None:
 
 def test_titles_vote_by_words_and_sentence_together(evidence: Evidence) -> None:
     """The mean of both cosines, against the definition; a title of unknown words votes by its sentence."""
-    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences[4]
+    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences.wide[4]
     dense = np.zeros((2, 150, len(evidence.words)), np.float32)
     for row in range(150):
         own = evidence.product_words.row(row)
         dense[0, row, own.ids] = own.weights
     query = np.zeros(len(evidence.words), np.float32)
     query[title.ids] = title.weights
-    cosines = 0.5 * (dense[0] @ query + evidence.sentences @ sentence)
-    assert evidence.of(evidence.products[0], title, sentence).best_title == pytest.approx(
+    cosines = 0.5 * (dense[0] @ query + evidence.sentences.wide @ sentence)
+    assert _of(evidence, evidence.products.wide[0], title, sentence).best_title == pytest.approx(
         float(cosines.max()), abs=1e-5
     )
-    unknown = evidence.of(evidence.products[0], evidence.words.row("never seen"), sentence)
+    unknown = _of(evidence, evidence.products.wide[0], evidence.words.row("never seen"), sentence)
     assert unknown.by_title_wide.of(np.arange(L)).any() and not unknown.by_words_wide.of(np.arange(L)).any()
 
 
 def test_ridge_is_a_linear_map_of_words_and_sentence(evidence: Evidence) -> None:
     """Against the dense product; its best labels become candidates."""
     assert evidence.ridge is not None
-    title, sentence = evidence.words.row("kind3 colour2 thing"), evidence.sentences[4]
+    title, sentence = evidence.words.row("kind3 colour2 thing"), evidence.sentences.wide[4]
     weights = np.zeros((L, len(evidence.words)), np.float32)
     for label in range(L):
         own = evidence.ridge.words.row(label)
         assert len(own.ids) <= 5
         weights[label, own.ids] = own.weights
-    expected = weights[:, title.ids] @ title.weights + evidence.ridge.sentences @ sentence
-    found = evidence.of(evidence.products[0], title, sentence)
+    expected = weights[:, title.ids] @ title.weights + evidence.ridge.sentences.wide @ sentence
+    found = _of(evidence, evidence.products.wide[0], title, sentence)
     np.testing.assert_allclose(found.ridge, expected, atol=1e-5)
     assert int(expected.argmax()) in found.candidates()
-    assert not evidence.of(evidence.products[0], None, None).ridge.any()
+    assert not _of(evidence, evidence.products.wide[0], None, None).ridge.any()
 
 
 def test_a_labels_own_products_are_its_vectors(evidence: Evidence) -> None:
     """Best, second and mean cosine of the title with them, label by label; nothing without a title."""
-    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences[4]
-    found = evidence.of(evidence.products[0], title, sentence)
+    title, sentence = evidence.words.row("kind3 colour2"), evidence.sentences.wide[4]
+    found = _of(evidence, evidence.products.wide[0], title, sentence)
     labels = np.array([4, 29, 0, L + 3, 4])
     best, second, mean = found.own_products(labels)
     for place, label in enumerate(labels):
@@ -121,14 +133,14 @@ def test_a_labels_own_products_are_its_vectors(evidence: Evidence) -> None:
         ]  # fmt: skip
         expected = [*sorted(own, reverse=True)[:2], float(np.mean(own))] if own else [0.0, 0.0, 0.0]
         np.testing.assert_allclose([best[place], second[place], mean[place]], expected, atol=1e-6)
-    silent = evidence.of(evidence.products[0], None, None)
+    silent = _of(evidence, evidence.products.wide[0], None, None)
     assert not np.any(silent.own_products(labels)) and not np.any(silent.of_related(labels)[1:])
 
 
 def test_a_label_of_one_product_has_no_second(evidence: Evidence) -> None:
     """And one of none has nothing."""
     relevance = Relevance.from_pairs(np.arange(2), np.array([3, 5]), 150, L)
-    found = replace(evidence, relevance=relevance).of(evidence.products[0], None, evidence.sentences[1])
+    found = _of(replace(evidence, relevance=relevance), evidence.products.wide[0], None, evidence.sentences.wide[1])
     best, second, mean = found.own_products(np.array([3, 5, 6]))
     assert best[1] == mean[1] == pytest.approx(0.5, abs=1e-3) and not second.any()
     assert best[2] == mean[2] == 0
@@ -180,10 +192,10 @@ def test_few_labels_have_few_neighbours_and_too_many_none(monkeypatch: pytest.Mo
 def test_fewer_training_products_than_neighbours_all_vote(evidence: Evidence) -> None:
     """Three products, one hundred asked for: the shares are over three."""
     few = replace(
-        evidence, products=evidence.products[:3], relevance=evidence.relevance.select(np.arange(3)),
-        product_words=evidence.product_words.select(np.arange(3)), sentences=evidence.sentences[:3],
+        evidence, products=VectorRows.of(evidence.products.values[:3]), relevance=evidence.relevance.select(np.arange(3)),
+        product_words=evidence.product_words.select(np.arange(3)), sentences=VectorRows.of(evidence.sentences.values[:3]),
     )  # fmt: skip
-    found = few.of(evidence.products[1], None, None)
+    found = _of(few, evidence.products.wide[1], None, None)
     assert set(found.candidates().tolist()) == set(evidence.relevance.select(np.arange(3)).indices.tolist())
 
 
@@ -191,10 +203,14 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
     """Every product's evidence is the same to the bit, as ``stored`` promises."""
     path = tmp_path / "evidence.npz"
     write_evidence(path, evidence)
-    again = read_evidence(path, D, L)
-    np.testing.assert_array_equal(again.products, evidence.products)
-    query, title, sentence = evidence.products[7], evidence.words.row("kind1 colour1 thing"), evidence.sentences[7]
-    first, second = evidence.of(query, title, sentence), again.of(query, title, sentence)
+    again = read_evidence(path, D, L).with_kernel(evidence.products.kernel)
+    np.testing.assert_array_equal(again.products.values, evidence.products.values)
+    query, title, sentence = (
+        evidence.products.wide[7],
+        evidence.words.row("kind1 colour1 thing"),
+        evidence.sentences.wide[7],
+    )
+    first, second = _of(evidence, query, title, sentence), _of(again, query, title, sentence)
     np.testing.assert_array_equal(first.ridge, second.ridge)
     labels = np.arange(L)
     np.testing.assert_array_equal(first.sentence_match(labels), second.sentence_match(labels))
@@ -202,6 +218,30 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.title_cosines, second.title_cosines)
     np.testing.assert_array_equal(first.of_related(labels), second.of_related(labels))
     np.testing.assert_array_equal(first.own_products(labels), second.own_products(labels))
+
+
+def test_no_company_changes_what_is_known_of_a_product(evidence: Evidence) -> None:
+    """Products in one call, with titles and without, and one by one: the same to the bit."""
+    random = np.random.default_rng(5)
+    embeddings = l2_normalise(random.normal(size=(5, D)).astype(np.float32))
+    titles = [
+        evidence.words.row("kind3 thing"),
+        None,
+        evidence.words.row("never seen"),
+        None,
+        evidence.words.row("kind1"),
+    ]
+    sentences = [None if title is None else evidence.sentences.wide[row] for row, title in enumerate(titles)]
+    labels = np.arange(L)
+    together = evidence.of(embeddings, titles, sentences)
+    for found, embedding, title, sentence in zip(together, embeddings, titles, sentences, strict=True):
+        alone = _of(evidence, embedding, title, sentence)
+        for own in ("by_embedding_near", "by_embedding_wide", "by_words_wide", "by_title_near", "by_title_wide"):
+            np.testing.assert_array_equal(getattr(found, own).of(labels), getattr(alone, own).of(labels))
+        for own in ("ridge", "title_products", "title_cosines"):
+            np.testing.assert_array_equal(getattr(found, own), getattr(alone, own))
+        assert (found.sentence is None) == (title is None)
+    assert evidence.of(embeddings[:0], [], []) == []
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_network_and_evidence_learned_from_all_products(catalogue: Catalogue, wi
     # A validation product is now its own nearest neighbour.
     place, row = len(whole.products) - 1, int(whole.products[-1])
     title = kept.words.rows([catalogue.products[row].title]).row(0)
-    found = kept.of(kept.products[place], title, kept.sentences[place])
+    (found,) = kept.of(kept.products.wide[place][None], [title], [kept.sentences.wide[place]])
     assert found.best_embedding == pytest.approx(1.0, abs=2e-3)
     own = np.setdiff1d(whole.relevance.row(place), forbidden_pairs(catalogue).row(row))
     assert np.isin(own, found.by_embedding_near.labels).all()
@@ -94,7 +94,7 @@ def test_evidence_alone_may_learn(catalogue: Catalogue, without: Path, tmp_path:
     assert before is not None and kept is not None
     assert len(kept.products) == len(before.products) + len(catalogue.splits["valid"].products)
     # The first ones are those of before, in their order.
-    np.testing.assert_array_equal(kept.products[: len(before.products)], before.products)
+    np.testing.assert_array_equal(kept.products.values[: len(before.products)], before.products.values)
 
 
 def test_evidence_without_a_combination_is_refused() -> None:

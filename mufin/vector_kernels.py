@@ -1,0 +1,36 @@
+"""Inner products with vectors kept as float16, compiled.
+
+Imports numba, so it is imported only where ``mufin.vector_rows`` was asked for ``kernel="numba"``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mufin.kernel_parts import compiled, half
+
+
+@compiled
+def _inner(stored: Any, query: Any) -> Any:
+    total = np.float32(0)
+    for i in range(len(query)):
+        total += half(stored[i]) * query[i]
+    return total
+
+
+@compiled
+def inner_products(rows: Any, queries: Any, out: Any) -> None:
+    """<row n, query b> into ``out`` (B, N) float32. ``rows``: (N, D) float16 as uint16; ``queries``: (B, D) float32.
+
+    Memory sets the pace, so a row is read once for all queries; it is converted anew for each, by the same code however
+    many there are: no company changes a product.
+    """
+    for n in range(len(rows)):
+        row = rows[n]
+        for b in range(len(queries)):
+            out[b, n] = _inner(row, queries[b])
+
+
+KERNELS = (inner_products,)
