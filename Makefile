@@ -152,6 +152,7 @@ bench: $(VENV)/.dev-installed ## every benchmark, full size: an hour or more; fi
 	$(BIN)/python -m bench.pictures --out bench/results/pictures.json
 	$(BIN)/python -m bench.label_index --out bench/results/label-index.json
 	$(BIN)/python -m bench.reranking --out bench/results/reranking.json
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.evidence --out bench/results/evidence.json
 	$(BIN)/python -m bench.dataset_memory --out bench/results/dataset-memory.json
 	$(BIN)/python -m bench.serving --out bench/results/serving.json --plot docs/figures/serving.svg
 	$(BIN)/python -m bench.overload --out bench/results/overload.json --plot docs/figures/overload.svg
@@ -168,6 +169,7 @@ bench-smoke: $(VENV)/.dev-installed ## the benchmarks at toy size: that they run
 	$(BIN)/python -m bench.pictures --smoke
 	$(BIN)/python -m bench.label_index --smoke
 	$(BIN)/python -m bench.reranking --smoke
+	$(BIN)/python -m bench.evidence --smoke
 	$(BIN)/python -m bench.dataset_memory --smoke
 	$(BIN)/python -m bench.plain_baselines --smoke
 	$(BIN)/python -m bench.accuracy --smoke --encoder ""

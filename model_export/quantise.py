@@ -92,7 +92,7 @@ def choose_encoders(
         if settings.encoders == "int8":
             raise BundleError(
                 f"int8 encoders do not compute the golden products within int8's tolerances:\n{failed}\n"
-                "export with --encoders auto or fp32"
+                "export with --encoders auto or fp32, or other weights: --int8-reduced-range"
             )
         reason += f"; golden products fail with {'+'.join(parts)} in int8"
     report = int8_report.report(measured, encoders, reason, folder)

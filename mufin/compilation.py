@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from mufin.errors import ConfigError
+from mufin.processor import processor_features
 
 Kernel = Literal["numba", "numpy"]
 """compiled, or plain numpy, which is the reference"""
@@ -33,12 +34,9 @@ _kept: set[str] = set()
 
 def cpu_level() -> str | None:
     """The best of ``CPU_LEVELS`` that this CPU has; None on other architectures, where code is made for the CPU itself."""
-    import llvmlite.binding as llvm
-
-    if not llvm.get_process_triple().startswith("x86_64"):
+    have = processor_features()
+    if have is None:
         return None
-    features = llvm.get_host_cpu_features()
-    have = {name for name, there in features.items() if there}
     higher, best = set[str](), "x86-64"
     for level, needs in reversed(list(CPU_LEVELS.items())):
         higher |= set(needs)

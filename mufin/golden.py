@@ -19,9 +19,14 @@ from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, Int64Array, Uint8Array
 from mufin.label_filters import pack_json, unpack_json, write_arrays
 from mufin.manifest import Encoders, Tolerances
+from mufin.processor import int8_sums_overflow
 
 _INT8_COMBINED = 2.0
 """How far int8 vectors may move a combined score, whose unit is a logit; the order of the first ten is held as ever."""
+_OVERFLOW = (
+    "this processor has no VNNI, and sums of int8 products overflow on it unless the bundle was exported with "
+    "--int8-reduced-range"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Parity:
 
     products: int
     stages: tuple[StageParity, ...]
+    advice: str = ""
+    """What may be at fault where a stage fails"""
 
     @property
     def passed(self) -> bool:
@@ -132,6 +139,8 @@ class Parity:
             lines.append(
                 f"{row.stage:<12}{row.largest_difference:>12.2e}{row.allowed_difference:>10.0e}{ranked:>16}  {verdict}"
             )
+        if self.advice and not self.passed:
+            lines.append(self.advice)
         return "\n".join(lines)
 
 
@@ -151,6 +160,7 @@ def compare(golden: Golden, results: GoldenResults, tolerances: Tolerances, enco
             _vectors("embedding", [results.embeddings], [golden.embeddings], tolerances, either),
             *_score_stages(golden, results, tolerances, either),
         ),
+        _OVERFLOW if either and int8_sums_overflow() else "",
     )
 
 

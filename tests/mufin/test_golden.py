@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from mufin.golden import Golden, GoldenResults, Parity, Ranked, agreement, compare
 from mufin.manifest import EncoderPrecision, Encoders, Tolerances
@@ -100,6 +101,18 @@ def test_int8_vectors_are_compared_by_cosine() -> None:
         assert failed(compare(golden(), wrong, Tolerances(), int8)) == ["title"], vector
     # An encoder in fp32 beside one in int8 keeps its own tolerance.
     assert failed(compare(golden(), tilted, Tolerances(), Encoders(image=EncoderPrecision("int8")))) == ["title"]
+
+
+def test_a_processor_whose_int8_sums_overflow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the remedy, where an int8 bundle fails; not where it passes, nor for fp32, nor on other processors."""
+    good, int8 = results(golden()), Encoders(text=EncoderPrecision("int8"))
+    wrong = replace(good, title_vectors=np.array([[1, 0]], np.float32))
+    for overflows in (True, False):
+        monkeypatch.setattr("mufin.golden.int8_sums_overflow", lambda found=overflows: found)
+        named = "no VNNI" in compare(golden(), wrong, Tolerances(), int8).table()
+        assert named is overflows
+        assert "VNNI" not in compare(golden(), good, Tolerances(), int8).table()
+        assert "VNNI" not in compare(golden(), wrong, Tolerances()).table()
 
 
 def test_int8_rankings_need_fewer_of_torchs_labels() -> None:

@@ -1,0 +1,140 @@
+"""What evidence and the learned combination cost a product: alone and in a batch, compiled and numpy, in turns.
+
+    python -m bench.evidence [--products 8000 50000 100000] [--labels 20000] [--out bench/results/NAME.json]
+
+Made-up catalogues: titles of eight words by Zipf's law, three labels a product, embeddings of 256 and sentences of 384
+numbers at random. One thread; medians; a batch is of 16 products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.pictures import in_turns
+from mufin.combination import FEATURES, Combination, candidate_features
+from mufin.compilation import KERNELS
+from mufin.evidence import Evidence, ProductEvidence
+from mufin.evidence_file import stored
+from mufin.inputs import FloatArray, Int64Array
+from mufin.relevance import Relevance
+from mufin.scoring import l2_normalise
+from mufin.title_ridge import MOST_PRODUCTS, TitleRidge
+from mufin.title_words import SparseRow, fit_title_words
+from mufin.training.related import related_labels
+from mufin.vector_rows import VectorRows
+
+DIMENSION, WIDTH, WORDS_A_TITLE, LABELS_A_PRODUCT, HIDDEN = 256, 384, 8, 3, 32
+BATCH = 16
+
+
+def make_evidence(products: int, labels: int, seed: int = 0) -> Evidence:
+    """Of a made-up catalogue; ridge classifiers where one of its size has them."""
+    random = np.random.default_rng(seed)
+
+    def titles(count: int) -> list[str]:
+        words = np.minimum(random.zipf(1.3, (count, WORDS_A_TITLE)), 20_000)
+        return [" ".join(f"w{word}" for word in row) for row in words.tolist()]
+
+    def unit(count: int, width: int) -> FloatArray:
+        return l2_normalise(random.normal(size=(count, width)).astype(np.float32))
+
+    own, named = titles(products), titles(labels)
+    words = fit_title_words(own)
+    rows = np.repeat(np.arange(products), LABELS_A_PRODUCT)
+    relevance = Relevance.from_pairs(rows, random.integers(0, labels, len(rows)), products, labels)
+    label_words, label_sentences = words.rows(named), unit(labels, WIDTH)
+    ridge = None
+    if products <= MOST_PRODUCTS:
+        ridge = TitleRidge(label_words, VectorRows.of(unit(labels, WIDTH)), len(words))
+    related = related_labels(label_words, label_sentences, len(words), relevance)
+    return stored(
+        Evidence(
+            words, VectorRows.of(unit(products, DIMENSION)), relevance, words.rows(own), label_words,
+            VectorRows.of(unit(products, WIDTH)), label_sentences, ridge, related,
+        )
+    )  # fmt: skip
+
+
+def random_combination(seed: int = 0) -> Combination:
+    """Of the size that is learned."""
+    random = np.random.default_rng(seed)
+    shapes = (len(FEATURES),), (len(FEATURES), HIDDEN), (HIDDEN,), (HIDDEN,)
+    mean, weight, bias, last = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    return Combination(mean, np.ones(len(FEATURES), np.float32), weight, bias, last, 0.0)
+
+
+class Asked:
+    """Products that nobody has seen, and what the service does with each."""
+
+    def __init__(self, evidence: Evidence, count: int) -> None:
+        random = np.random.default_rng(1)
+        rows = random.integers(0, len(evidence.products), count)
+        self.evidence, self.combination = evidence, random_combination()
+        self.embeddings = l2_normalise(random.normal(size=(count, DIMENSION)).astype(np.float32))
+        self.titles: list[SparseRow | None] = [evidence.product_words.row(int(row)) for row in rows]
+        self.sentences: list[FloatArray | None] = list(
+            l2_normalise(random.normal(size=(count, WIDTH)).astype(np.float32))
+        )
+
+    def compare(self, kernel_of: Evidence) -> list[ProductEvidence]:
+        """All of them in one call."""
+        return kernel_of.of(self.embeddings, self.titles, self.sentences)
+
+    def combine(self, known: list[ProductEvidence], labels: list[Int64Array]) -> list[FloatArray]:
+        """The features of each one's candidates, and their scores."""
+        scores = [np.linspace(1, 0, len(own)).astype(np.float32) for own in labels]
+        return [
+            self.combination(
+                candidate_features(own, score, score, evidence, self.evidence.frequency, True, False)
+            )
+            for own, score, evidence in zip(labels, scores, known, strict=True)
+        ]  # fmt: skip
+
+
+def measure(products: int, labels: int, turns: int) -> dict[str, Any]:
+    """Milliseconds of one thread for a product."""
+    evidence = make_evidence(products, labels)
+    by_kernel = {kernel: evidence.with_kernel(kernel) for kernel in KERNELS}
+    found: dict[str, Any] = {"products": products, "labels": labels, "ridge": evidence.ridge is not None}
+    for count in (1, BATCH):
+        asked = Asked(evidence, count)
+        ways: dict[str, Callable[[], object]] = {
+            kernel: partial(asked.compare, own) for kernel, own in by_kernel.items()
+        }
+        found[f"compare_{count}_ms"] = in_turns(ways, turns, count)
+        known = asked.compare(evidence)
+        nearest = np.random.default_rng(2).permutation(labels)[:100]
+        shortlists = [np.union1d(own.candidates(), nearest) for own in known]
+        candidates = {"candidates": partial(lambda known: [own.candidates() for own in known], known)}
+        combine = {"combine": partial(asked.combine, known, shortlists)}
+        found[f"after_{count}_ms"] = in_turns({**candidates, **combine}, turns, count)
+        found["candidates"] = round(float(np.mean([len(own) for own in shortlists])))
+    print(found, flush=True)
+    return found
+
+
+def main() -> int:
+    """Measure every size, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--products", type=int, nargs="+", default=[8_000, 50_000, 100_000])
+    parser.add_argument("--labels", type=int, default=20_000)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="a small catalogue, a turn: whether it runs")
+    options = parser.parse_args()
+    sizes, labels, turns = ([300], 50, 1) if options.smoke else (options.products, options.labels, 40)
+    result = {"dimension": DIMENSION, "width": WIDTH, "points": [measure(count, labels, turns) for count in sizes]}
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
