@@ -58,7 +58,7 @@ def make_evidence(products: int, labels: int, seed: int = 0) -> Evidence:
     return stored(
         Evidence(
             words, VectorRows.of(unit(products, DIMENSION)), relevance, words.rows(own), label_words,
-            VectorRows.of(unit(products, WIDTH)), label_sentences, ridge, related,
+            VectorRows.of(unit(products, WIDTH)), VectorRows.of(label_sentences), ridge, related,
         )
     )  # fmt: skip
 

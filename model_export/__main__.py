@@ -19,6 +19,7 @@ from model_export.verify import verify_bundle
 from mufin.errors import MufinError
 from mufin.golden import Parity
 from mufin.label_records_file import RECORD_NUMBERS
+from mufin.processor import int8_sums_overflow
 from mufin.training.progress import Reporter
 
 
@@ -86,8 +87,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="most that P@1 of the validation products may fall by int8, in points (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--int8-reduced-range", action="store_true",
-        help="7-bit weights, for serving on processors with AVX2 but without VNNI",
+        "--int8-reduced-range", action=argparse.BooleanOptionalAction, default=int8_sums_overflow(),
+        help="7-bit weights, for serving on x86-64 processors without VNNI, too (default: where this is one)",
     )  # fmt: skip
     parser.add_argument(
         "--device", default="cpu", help="where labels are encoded: cpu, cuda (every GPU), cuda:1, ... (default cpu)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +29,8 @@ class PrecisionSettings:
     """int8: every encoder that can, or a refusal; auto: those that gain by it and cost no more than the tolerance."""
     tolerance_points: float = 0.3
     """Most that P@1 of the validation products may fall, in points of 0.01."""
-    reduce_range: bool = False
-    """7-bit weights: on processors with AVX2 but without VNNI, sums of full ones can overflow."""
+    reduce_range: bool = field(default_factory=int8_sums_overflow)
+    """7-bit weights: on x86-64 processors without VNNI, sums of full ones overflow. Default: where this is one."""
 
     def __post_init__(self) -> None:
         if self.encoders not in ("auto", "fp32", "int8"):

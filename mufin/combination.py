@@ -48,36 +48,39 @@ def candidate_features(
 
     Labels beyond the evidence's, added without training, have no votes and no frequency.
     """
-    scores = np.stack(
+    scores = np.empty((len(SCORERS), len(labels)), dtype=np.float32)
+    for place, own in enumerate(
         [
-            shortlist, classifier, evidence.by_embedding_near.of(labels), evidence.by_embedding_wide.of(labels),
-            evidence.by_words_near.of(labels), evidence.by_words_wide.of(labels), evidence.by_title_near.of(labels),
-            evidence.by_title_wide.of(labels), evidence.title_match(labels), evidence.sentence_match(labels),
+            shortlist, classifier, *evidence.by_embedding.of(labels), *evidence.by_words.of(labels),
+            *evidence.by_title.of(labels), evidence.title_match(labels), evidence.sentence_match(labels),
             evidence.ridge_of(labels), *evidence.own_products(labels), *evidence.of_related(labels),
         ]
-    )  # fmt: skip
-    own = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
-    columns = [*_views(scores.astype(np.float32)), np.log1p(own), own == 0]
-    whole = (evidence.best_embedding, evidence.best_words, evidence.best_title, float(has_title), float(has_images))
-    columns += [np.full(len(labels), value) for value in whole]
-    return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
+    ):  # fmt: skip
+        scores[place] = own
+    seen = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
+    best = evidence.by_embedding.best, evidence.by_words.best, evidence.by_title.best
+    features = np.empty((len(labels), len(FEATURES)), dtype=np.float32)
+    features[:, :_LOG_FREQUENCY] = _views(scores)
+    features[:, _LOG_FREQUENCY] = np.log1p(seen)
+    features[:, _LOG_FREQUENCY + 1] = seen == 0
+    features[:, _LOG_FREQUENCY + 2 :] = *best, has_title, has_images
+    return features
 
 
-def _views(scores: FloatArray) -> list[FloatArray]:
-    """(scorers, n) -> scorers x views columns (n,). Equal scores share a place, so that order of input says nothing.
+def _views(scores: FloatArray) -> FloatArray:
+    """(scorers, n) -> (n, scorers x views). Equal scores share a place, so that order of input says nothing.
 
     Equal but for rounding: labels of the same training products differ by what an encoder's last bit makes of them.
     """
-    ordered = -np.sort(-scores, axis=1)
-    leading = ordered[:, :_LEADING]
+    falling = np.sort(-scores, axis=1)
+    leading = -falling[:, :_LEADING]
     mean, spread = leading.mean(axis=1, keepdims=True), leading.std(axis=1, keepdims=True)
-    best = np.maximum(np.abs(ordered[:, :1]), 1e-6)
-    columns: list[FloatArray] = []
+    best = np.maximum(np.abs(falling[:, :1]), 1e-6)
     distance = np.clip((scores - mean) / (spread + 1e-6), -_WIDEST, _WIDEST)
-    for row in range(len(scores)):
-        place = np.searchsorted(-ordered[row], -scores[row] - _SAME * best[row], side="left")
-        columns += [scores[row], scores[row] / best[row], 1.0 / np.sqrt(1.0 + place), distance[row]]
-    return columns
+    above = -scores - _SAME * best
+    place = np.stack([own.searchsorted(wanted) for own, wanted in zip(falling, above, strict=True)])
+    views = np.stack([scores, scores / best, (1.0 / np.sqrt(1.0 + place)).astype(np.float32), distance], axis=1)
+    return views.reshape(-1, scores.shape[1]).T
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,44 +34,42 @@ class Votes:
 
     labels: Int64Array
     """(n,) ascending"""
-    shares: FloatArray
-    """(n,) weighted share of the neighbours that have the label, 0..1"""
+    near: FloatArray
+    """(n,) weighted share of the ``NEAR`` neighbours that have the label, 0..1"""
+    wide: FloatArray
+    """(n,) the same of the ``WIDE`` ones"""
+    best: float
+    """Cosine of the nearest one"""
 
-    def of(self, labels: Int64Array) -> FloatArray:
-        """The shares of (m,) labels; 0 for one without a vote."""
+    def of(self, labels: Int64Array) -> tuple[FloatArray, FloatArray]:
+        """Near and wide shares of (m,) labels; 0 for one without a vote."""
         if not len(self.labels):
-            return np.zeros(len(labels), dtype=np.float32)
+            return np.zeros(len(labels), dtype=np.float32), np.zeros(len(labels), dtype=np.float32)
         place = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
-        return np.where(self.labels[place] == labels, self.shares[place], np.float32(0)).astype(np.float32)
+        known = self.labels[place] == labels
+        return self.near[place] * known, self.wide[place] * known
 
 
-_NO_VOTES = Votes(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+_NO_VOTES = Votes(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ProductEvidence:
     """All of one product."""
 
-    by_embedding_near: Votes
-    by_embedding_wide: Votes
-    by_words_near: Votes
-    by_words_wide: Votes
-    by_title_near: Votes
-    by_title_wide: Votes
+    by_embedding: Votes
+    by_words: Votes
+    """Nobody's when no word is known"""
+    by_title: Votes
+    """By words and sentence together; nobody's without a title"""
     title_cosines: FloatArray
     """(L,) of the product's title words with the labels'"""
     ridge: FloatArray
     """(L,) of the ridge classifiers on the title; 0 where there are none"""
     sentence: FloatArray | None
     """(W,) of the title"""
-    label_sentences: FloatArray
+    label_sentences: VectorRows
     """(L, W) of the labels' titles"""
-    best_embedding: float
-    """Cosine of the nearest training product"""
-    best_words: float
-    """The same by words; 0 when no word is known"""
-    best_title: float
-    """The same by words and sentence together; 0 without a title"""
     title_products: FloatArray
     """(N,) cosines with the training products by words and sentence together; 0 without a title"""
     label_products: Relevance
@@ -81,11 +79,10 @@ class ProductEvidence:
 
     def candidates(self) -> Int64Array:
         """Labels worth scoring beside the shortlist: the ``CANDIDATES`` best of each kind, ascending."""
-        voted = self.by_embedding_wide, self.by_words_wide, self.by_title_wide
-        found = [_best(own.labels, own.shares, CANDIDATES) for own in voted]
-        for scores in (self.title_cosines, self.ridge):
-            positive = np.flatnonzero(scores > 0)
-            found.append(_best(positive, scores[positive], CANDIDATES))
+        found = []
+        for votes in (self.by_embedding, self.by_words, self.by_title):
+            found.append(votes.labels[_best(votes.wide, CANDIDATES)])
+        found += [_best(scores, CANDIDATES) for scores in (self.title_cosines, self.ridge)]
         return np.unique(np.concatenate(found))
 
     def title_match(self, labels: Int64Array) -> FloatArray:
@@ -101,7 +98,7 @@ class ProductEvidence:
         found = np.zeros(len(labels), dtype=np.float32)
         if self.sentence is not None:
             known = labels < len(self.label_sentences)
-            found[known] = self.label_sentences[labels[known]] @ self.sentence
+            found[known] = self.label_sentences.products_of(labels[known], self.sentence)
         return found
 
     def own_products(self, labels: Int64Array) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -136,7 +133,7 @@ class ProductEvidence:
         known = np.flatnonzero(labels < len(self.related.like))
         own = labels[known]
         shares = np.zeros(len(self.related.like), dtype=np.float32)
-        shares[self.by_title_wide.labels] = self.by_title_wide.shares
+        shares[self.by_title.labels] = self.by_title.wide
         ridge[known] = self.related.like.spread(self.ridge, own)
         votes[known] = self.related.like.spread(shares, own)
         companions[known] = self.related.companions.spread(shares, own)
@@ -148,9 +145,11 @@ def _of_known(scores: FloatArray, labels: Int64Array) -> FloatArray:
     return np.where(labels < len(scores), scores[known], np.float32(0)).astype(np.float32)
 
 
-def _best(labels: Int64Array, scores: FloatArray, most: int) -> Int64Array:
-    """The ``most`` best labels, ties to the smaller."""
-    return np.asarray(labels[np.lexsort((labels, -scores))[:most]], dtype=np.int64)
+def _best(scores: FloatArray, most: int) -> Int64Array:
+    """Where the ``most`` highest scores above 0 stand, ties to the first; those alone are sorted."""
+    least = np.partition(scores, len(scores) - most)[len(scores) - most] if len(scores) > most else np.float32(0)
+    kept = np.flatnonzero((scores >= least) & (scores > 0))
+    return np.asarray(kept[np.argsort(-scores[kept], kind="stable")[:most]], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +179,8 @@ class Evidence:
     """L titles, fewer when labels were added since"""
     sentences: VectorRows
     """(N, W) what the title encoder says of the training products' titles, unit length; 0 without a title"""
-    label_sentences: FloatArray
-    """(L, W) the same of labels, rounded to float16 as the others are"""
+    label_sentences: VectorRows
+    """(L, W) the same of labels"""
     ridge: TitleRidge | None
     """None where the catalogue is too large for it"""
     related: RelatedLabels | None = None
@@ -210,8 +209,10 @@ class Evidence:
         ridge = self.ridge
         if ridge is not None:
             ridge = replace(ridge, sentences=replace(ridge.sentences, kernel=kernel))
-        products, sentences = (replace(own, kernel=kernel) for own in (self.products, self.sentences))
-        return replace(self, products=products, sentences=sentences, ridge=ridge)
+        products, sentences, label_sentences = (
+            replace(own, kernel=kernel) for own in (self.products, self.sentences, self.label_sentences)
+        )
+        return replace(self, products=products, sentences=sentences, label_sentences=label_sentences, ridge=ridge)
 
     def of(
         self, embeddings: FloatArray, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]
@@ -237,38 +238,36 @@ class Evidence:
 
     def _of_one(self, cosines: FloatArray, title: SparseRow | None, of_title: _OfTitle | None) -> ProductEvidence:
         """``cosines``: (N,) of its embedding with the training products'."""
-        near, wide, best = self._votes(cosines)
-        word_near = word_wide = title_near = title_wide = _NO_VOTES
+        by_words = by_title = _NO_VOTES
         matches = ridge = np.zeros(len(self.label_words), dtype=np.float32)
-        best_words = best_title = 0.0
         words = titles = np.zeros(len(self.products), dtype=np.float32)
         if title is not None and len(title.ids):
             words = self._product_postings.cosines(title)
-            word_near, word_wide, best_words = self._votes(words)
+            by_words = self._votes(words)
             matches = self._label_postings.cosines(title)
         if of_title is not None:
             titles = np.float32(0.5) * (words + of_title.products)
-            title_near, title_wide, best_title = self._votes(titles)
+            by_title = self._votes(titles)
             ridge = ridge if of_title.ridge is None else of_title.ridge
         return ProductEvidence(
-            near, wide, word_near, word_wide, title_near, title_wide, matches, ridge,
-            None if of_title is None else of_title.sentence, self.label_sentences, best, best_words, best_title, titles,
-            self._label_products, self.related,
+            self._votes(cosines), by_words, by_title, matches, ridge, None if of_title is None else of_title.sentence,
+            self.label_sentences, titles, self._label_products, self.related,
         )  # fmt: skip
 
-    def _votes(self, cosines: FloatArray) -> tuple[Votes, Votes, float]:
-        """Near and wide votes of training products with (N,) cosines, and the highest cosine."""
+    def _votes(self, cosines: FloatArray) -> Votes:
+        """Of training products with (N,) cosines."""
         most = min(WIDE[0], len(cosines))
-        nearest = np.argpartition(-cosines, most - 1)[:most]
+        nearest = np.argpartition(cosines, len(cosines) - most)[len(cosines) - most :]
         nearest = nearest[np.lexsort((nearest, -cosines[nearest]))]
-        near, wide = (self._vote(nearest[:count], cosines, sharpness) for count, sharpness in (NEAR, WIDE))
-        return near, wide, float(cosines[nearest[0]])
-
-    def _vote(self, rows: Int64Array, cosines: FloatArray, sharpness: float) -> Votes:
-        own = cosines[rows]
-        weights = np.exp(np.float32(sharpness) * (own - own[0]))
-        weights /= weights.sum()
-        voted = self.relevance.select(rows)
+        own = cosines[nearest]
+        voted = self.relevance.select(nearest)
         labels, place = np.unique(voted.indices, return_inverse=True)
-        shares = np.bincount(place, weights=np.repeat(weights, voted.row_sizes()), minlength=len(labels))
-        return Votes(labels.astype(np.int64), shares.astype(np.float32))
+        shares = []
+        for count, sharpness in (NEAR, WIDE):
+            weights = np.exp(np.float32(sharpness) * (own[:count] - own[0]))
+            weights /= weights.sum()
+            each = np.repeat(weights, voted.row_sizes()[:count])
+            found = np.bincount(place[: len(each)], weights=each, minlength=len(labels))
+            shares.append(found.astype(np.float32))
+        near, wide = shares
+        return Votes(labels, near, wide, float(own[0]))

@@ -31,7 +31,7 @@ def write_evidence(path: Path, evidence: Evidence) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {
         "words": evidence.words.pack(), "idf": evidence.words.idf,
         "products": evidence.products.values, "sentences": evidence.sentences.values,
-        "label_sentences": evidence.label_sentences.astype(np.float16),
+        "label_sentences": evidence.label_sentences.values,
         "relevance_indptr": evidence.relevance.indptr, "relevance_indices": evidence.relevance.indices.astype(np.int32),
         "labels": np.asarray(evidence.relevance.label_count, dtype=np.int64),
     }  # fmt: skip
@@ -74,7 +74,8 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
                 related = RelatedLabels(_neighbours(arrays, "like"), _neighbours(arrays, "companions"))
             found = Evidence(
                 words, VectorRows.of(arrays["products"]), relevance, _rows(arrays, "product_words"),
-                _rows(arrays, "label_words"), VectorRows.of(arrays["sentences"]), _floats(arrays["label_sentences"]),
+                _rows(arrays, "label_words"), VectorRows.of(arrays["sentences"]),
+                VectorRows.of(arrays["label_sentences"]),
                 ridge, related,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
@@ -115,7 +116,7 @@ def _check(path: Path, found: Evidence, known: int) -> None:
                 f"{path}: has neighbours {lowest} to {highest} of {known} labels, {own.labels.shape} of them with "
                 f"{own.weights.shape} weights: export again"
             )
-    widths = [found.sentences.dimension, found.label_sentences.shape[1]]
+    widths = [found.sentences.dimension, found.label_sentences.dimension]
     tables = [found.product_words, found.label_words]
     if found.ridge is not None:
         widths.append(found.ridge.sentences.dimension)
@@ -136,4 +137,4 @@ def stored(evidence: Evidence) -> Evidence:
     ridge = evidence.ridge
     if ridge is not None:
         ridge = replace(ridge, words=replace(ridge.words, weights=half(ridge.words.weights)))
-    return replace(evidence, label_sentences=half(evidence.label_sentences), ridge=ridge)
+    return replace(evidence, ridge=ridge)

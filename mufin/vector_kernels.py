@@ -33,4 +33,11 @@ def inner_products(rows: Any, queries: Any, out: Any) -> None:
             out[b, n] = _inner(row, queries[b])
 
 
-KERNELS = (inner_products,)
+@compiled
+def inner_products_of(rows: Any, places: Any, query: Any, out: Any) -> None:
+    """<row places[i], query> into ``out`` (m,) float32; ``places``: (m,) int64 within 0..N-1."""
+    for i in range(len(places)):
+        out[i] = _inner(rows[places[i]], query)
+
+
+KERNELS = (inner_products, inner_products_of)

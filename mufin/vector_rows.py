@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mufin.compilation import Kernel, begin, compile_only, kept
 from mufin.errors import InputError
-from mufin.inputs import FloatArray
+from mufin.inputs import FloatArray, Int64Array
 
 HalfArray = npt.NDArray[np.float16]
 
@@ -67,12 +67,32 @@ class VectorRows:
                 np.matmul(self.wide, query, out=own)
         return found
 
+    def products_of(self, rows: Int64Array, query: FloatArray) -> FloatArray:
+        """(m,) inner products of the given rows with one query (D,): those that ``products`` gives.
+
+        Raises InputError for a query of another dimension and a row that there is not.
+        """
+        if query.shape != (self.dimension,) or not (rows.min(initial=0) >= 0 and rows.max(initial=-1) < len(self)):
+            raise InputError(
+                f"a query is {query.shape} and rows are {rows.min(initial=0)}..{rows.max(initial=-1)}, "
+                f"there are {len(self)} vectors of dimension {self.dimension}"
+            )
+        found = np.zeros(len(rows), dtype=np.float32)
+        if self.kernel == "numba":
+            wanted, own = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(query, dtype=np.float32)
+            _kernels().inner_products_of(self._stored, wanted, own, found)
+        else:
+            np.matmul(self.wide[rows], query, out=found)
+        return found
+
 
 def compile_here() -> None:
     """Compile for the CPU that numba is set to, without running it."""
     rows = VectorRows.of(np.zeros((1, 1)))
     one = np.zeros((1, 1), dtype=np.float32)
-    compile_only(_kernels()).inner_products(rows._stored, one, one)
+    kernels = compile_only(_kernels())
+    kernels.inner_products(rows._stored, one, one)
+    kernels.inner_products_of(rows._stored, np.zeros(1, dtype=np.int64), one[0], one[0])
 
 
 @cache

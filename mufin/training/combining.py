@@ -112,7 +112,8 @@ def gather_evidence(
     related = related_labels(label_words, np.asarray(label_sentences, dtype=np.float32), len(words), train)
     return stored(
         Evidence(
-            words, VectorRows.of(embeddings), train, named, label_words, VectorRows.of(own), np.asarray(label_sentences),
+            words, VectorRows.of(embeddings), train, named, label_words, VectorRows.of(own),
+            VectorRows.of(label_sentences),
             ridge, related,
         )
     )  # fmt: skip

@@ -20,20 +20,22 @@ from mufin.evidence import ProductEvidence, Votes
 from mufin.inputs import FloatArray, Int64Array
 from mufin.related_labels import LabelNeighbours, RelatedLabels
 from mufin.relevance import Relevance
+from mufin.vector_rows import VectorRows
 
 F = len(FEATURES)
 
 
-def votes(**shares: float) -> Votes:
-    """Votes for labels named l3=0.5."""
-    labels = sorted(int(name[1:]) for name in shares)
-    return Votes(np.array(labels, np.int64), np.array([shares[f"l{i}"] for i in labels], np.float32))
+def votes(best: float, near: dict[int, float], wide: dict[int, float]) -> Votes:
+    """Votes for labels by their number."""
+    labels = sorted(near | wide)
+    of_near, of_wide = (np.array([own.get(label, 0.0) for label in labels], np.float32) for own in (near, wide))
+    return Votes(np.array(labels, np.int64), of_near, of_wide, best)
 
 
 EVIDENCE = ProductEvidence(
-    votes(l1=0.9), votes(l1=0.5, l4=0.25), votes(), votes(l4=1.0), votes(l2=0.75), votes(l2=0.25, l4=0.5),
+    votes(0.7, {1: 0.9}, {1: 0.5, 4: 0.25}), votes(0.6, {}, {4: 1.0}), votes(0.65, {2: 0.75}, {2: 0.25, 4: 0.5}),
     np.array([0, 0, 0.5, 0, 1], np.float32), np.array([0, 0.3, 0.1, 0, -0.2], np.float32),
-    np.array([0.6, 0.8], np.float32), np.array([[1, 0], [0, 1], [1, 0], [0, 0], [0.6, 0.8]], np.float32), 0.7, 0.6, 0.65,
+    np.array([0.6, 0.8], np.float32), VectorRows.of(np.array([[1, 0], [0, 1], [1, 0], [0, 0], [0.6, 0.8]])),
     np.array([0.9, 0.5, 0.1, 0.9], np.float32),
     Relevance.from_pairs(np.array([1, 1, 1, 4, 4, 4, 3]), np.array([0, 1, 2, 0, 3, 1, 2]), 5, 4),
     RelatedLabels(
@@ -71,7 +73,7 @@ def test_features_are_what_their_names_say() -> None:
     assert column("title_match.score", found) == [0.0, 0.5, 1.0]
     assert column("titles_near.score", found) == [0.0, 0.75, 0.0]
     assert column("titles_wide.ratio", found) == [0.0, 0.5, 1.0]
-    assert column("sentence_match.score", found) == [0.8, 0.6, 1.0]
+    assert column("sentence_match.score", found) == [0.8, 0.6, 0.9999]  # of what float16 makes of .6 and .8
     assert column("ridge.score", found) == [0.3, 0.1, -0.2]
     assert column("own_best.score", found) == [0.9, 0.0, 0.9]
     assert column("own_second.score", found) == [0.5, 0.0, 0.9]

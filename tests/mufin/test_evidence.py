@@ -49,7 +49,7 @@ def evidence(request: pytest.FixtureRequest) -> Evidence:
     related = related_labels(words.rows(labels), names, len(words), relevance)
     found = Evidence(
         words, VectorRows.of(products), relevance, words.rows(titles), words.rows(labels), VectorRows.of(sentences),
-        names, ridge, related,
+        VectorRows.of(names), ridge, related,
     )  # fmt: skip
     return stored(found).with_kernel(kernel)
 
@@ -59,21 +59,21 @@ def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evid
     query = l2_normalise(np.ones((1, D), np.float32))[0]
     found = _of(evidence, query, None, None)
     cosines = evidence.products.wide @ query
-    for votes, (count, sharpness) in ((found.by_embedding_near, NEAR), (found.by_embedding_wide, WIDE)):
+    for shares, (count, sharpness) in zip(found.by_embedding.of(np.arange(L)), (NEAR, WIDE), strict=True):
         nearest = np.argsort(-cosines, kind="stable")[:count]
         weights = np.exp(sharpness * (cosines[nearest] - cosines[nearest[0]]))
         expected = np.zeros(L)
         for row, weight in zip(nearest, weights / weights.sum(), strict=True):
             expected[evidence.relevance.row(int(row))] += weight
-        np.testing.assert_allclose(votes.of(np.arange(L)), expected, atol=1e-5)
-    assert found.best_embedding == pytest.approx(float(cosines.max()), abs=1e-6)
+        np.testing.assert_allclose(shares, expected, atol=1e-5)
+    assert found.by_embedding.best == pytest.approx(float(cosines.max()), abs=1e-6)
 
 
 def test_words_find_products_of_the_same_kind(evidence: Evidence) -> None:
     """The title's own words rule the word votes, and matching label titles are scored."""
     title = evidence.words.row("kind3 colour2")
     found = _of(evidence, evidence.products.wide[0], title, evidence.sentences.wide[0])
-    assert found.best_words > 0.8
+    assert found.by_words.best > 0.8
     matching = [i for i in range(L) if i % 7 == 3]
     assert set(np.flatnonzero(found.title_cosines > 0)) == set(matching)
     assert set(matching) <= set(found.candidates().tolist())
@@ -83,8 +83,8 @@ def test_without_a_title_words_say_nothing(evidence: Evidence) -> None:
     """No votes, no match; an unknown title is the same."""
     for title in (None, evidence.words.row("never seen")):
         found = _of(evidence, evidence.products.wide[0], title, None)
-        assert not found.by_words_wide.of(np.arange(L)).any()
-        assert not found.title_cosines.any() and found.best_words == 0.0
+        assert not np.any(found.by_words.of(np.arange(L)))
+        assert not found.title_cosines.any() and found.by_words.best == 0.0
         assert len(found.candidates())
 
 
@@ -98,11 +98,11 @@ def test_titles_vote_by_words_and_sentence_together(evidence: Evidence) -> None:
     query = np.zeros(len(evidence.words), np.float32)
     query[title.ids] = title.weights
     cosines = 0.5 * (dense[0] @ query + evidence.sentences.wide @ sentence)
-    assert _of(evidence, evidence.products.wide[0], title, sentence).best_title == pytest.approx(
+    assert _of(evidence, evidence.products.wide[0], title, sentence).by_title.best == pytest.approx(
         float(cosines.max()), abs=1e-5
     )
     unknown = _of(evidence, evidence.products.wide[0], evidence.words.row("never seen"), sentence)
-    assert unknown.by_title_wide.of(np.arange(L)).any() and not unknown.by_words_wide.of(np.arange(L)).any()
+    assert np.any(unknown.by_title.of(np.arange(L))) and not np.any(unknown.by_words.of(np.arange(L)))
 
 
 def test_ridge_is_a_linear_map_of_words_and_sentence(evidence: Evidence) -> None:
@@ -153,7 +153,8 @@ def test_neighbours_are_labels_of_like_titles_and_labels_that_share_products(evi
     for label in range(L):
         own = evidence.label_words.row(label)
         words[label, own.ids] = own.weights
-    cosines = np.maximum(0.5 * (words @ words.T + evidence.label_sentences @ evidence.label_sentences.T), 0) ** 6
+    names = evidence.label_sentences.wide
+    cosines = np.maximum(0.5 * (words @ words.T + names @ names.T), 0) ** 6
     pairs = np.zeros((150, L))
     for row in range(150):
         pairs[row, evidence.relevance.row(row)] = 1
@@ -220,6 +221,22 @@ def test_it_is_read_back_as_it_was(evidence: Evidence, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.own_products(labels), second.own_products(labels))
 
 
+def test_candidates_are_the_best_of_each_kind(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of each, by sorting everything; ties to the smaller label, nothing that nobody speaks for."""
+    monkeypatch.setattr("mufin.evidence.CANDIDATES", 3)
+    for row in range(20):
+        title = evidence.words.row(f"kind{row % 7} thing") if row % 3 else None
+        found = _of(
+            evidence, evidence.products.wide[row], title, None if title is None else evidence.sentences.wide[row]
+        )
+        dense = [own.of(np.arange(L))[1] for own in (found.by_embedding, found.by_words, found.by_title)]
+        expected: set[int] = set()
+        for scores in (*dense, found.title_cosines, found.ridge):
+            order = np.lexsort((np.arange(L), -scores))
+            expected |= {int(label) for label in order[:3] if scores[label] > 0}
+        assert found.candidates().tolist() == sorted(expected)
+
+
 def test_no_company_changes_what_is_known_of_a_product(evidence: Evidence) -> None:
     """Products in one call, with titles and without, and one by one: the same to the bit."""
     random = np.random.default_rng(5)
@@ -236,7 +253,7 @@ def test_no_company_changes_what_is_known_of_a_product(evidence: Evidence) -> No
     together = evidence.of(embeddings, titles, sentences)
     for found, embedding, title, sentence in zip(together, embeddings, titles, sentences, strict=True):
         alone = _of(evidence, embedding, title, sentence)
-        for own in ("by_embedding_near", "by_embedding_wide", "by_words_wide", "by_title_near", "by_title_wide"):
+        for own in ("by_embedding", "by_words", "by_title"):
             np.testing.assert_array_equal(getattr(found, own).of(labels), getattr(alone, own).of(labels))
         for own in ("ridge", "title_products", "title_cosines"):
             np.testing.assert_array_equal(getattr(found, own), getattr(alone, own))

@@ -55,6 +55,19 @@ def test_no_company_changes_a_product(kernel: Kernel) -> None:
     assert rows.products(queries[:0]).shape == (0, 333)
 
 
+def test_chosen_rows_have_the_products_they_have_among_all(kernel: Kernel) -> None:
+    """In their order, repeats allowed; a row that there is not and another dimension are refused."""
+    random = np.random.default_rng(6)
+    rows, query = VectorRows.of(random.normal(size=(40, 24)), kernel), random.normal(size=24).astype(np.float32)
+    chosen = np.array([39, 0, 7, 7])
+    every = rows.products(query[None])[0]
+    np.testing.assert_allclose(rows.products_of(chosen, query), every[chosen], rtol=1e-5, atol=1e-6)
+    assert rows.products_of(chosen[:0], query).shape == (0,)
+    for places, own in ((np.array([40]), query), (np.array([-1]), query), (chosen, query[:5])):
+        with pytest.raises(InputError, match=r"there are 40 vectors of dimension 24"):
+            rows.products_of(places, own)
+
+
 def test_queries_may_lie_anyhow_in_memory(kernel: Kernel) -> None:
     """Every other column of a wider array, and float64."""
     wide = np.random.default_rng(4).normal(size=(2, 32))
