@@ -81,8 +81,8 @@ class ProductEvidence:
         """Labels worth scoring beside the shortlist: the ``CANDIDATES`` best of each kind, ascending."""
         found = []
         for votes in (self.by_embedding, self.by_words, self.by_title):
-            found.append(votes.labels[_best(votes.wide, CANDIDATES)])
-        found += [_best(scores, CANDIDATES) for scores in (self.title_cosines, self.ridge)]
+            found.append(votes.labels[_best_above_zero(votes.wide, CANDIDATES)])
+        found += [_best_above_zero(scores, CANDIDATES) for scores in (self.title_cosines, self.ridge)]
         return np.unique(np.concatenate(found))
 
     def title_match(self, labels: Int64Array) -> FloatArray:
@@ -146,10 +146,32 @@ def _of_known(scores: FloatArray, labels: Int64Array) -> FloatArray:
 
 
 def _best(scores: FloatArray, most: int) -> Int64Array:
-    """Where the ``most`` highest scores above 0 stand, ties to the first; those alone are sorted."""
-    least = np.partition(scores, len(scores) - most)[len(scores) - most] if len(scores) > most else np.float32(0)
-    kept = np.flatnonzero((scores >= least) & (scores > 0))
-    return np.asarray(kept[np.argsort(-scores[kept], kind="stable")[:most]], dtype=np.int64)
+    """Where the ``most`` highest scores stand, falling; ties to the first.
+
+    Not by argpartition, which chooses among ties by the processor it runs on. Scores above 0 apart from the others: few
+    among many zeros, as words give them, are what a partition is slowest with.
+    """
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) >= most:
+        rows = _highest(scores, rows, most)
+    else:
+        rows = np.concatenate([rows, _highest(scores, np.flatnonzero(scores <= 0), most - len(rows))])
+    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")], dtype=np.int64)
+
+
+def _best_above_zero(scores: FloatArray, most: int) -> Int64Array:
+    rows = _highest(scores, np.flatnonzero(scores > 0), most)
+    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")], dtype=np.int64)
+
+
+def _highest(scores: FloatArray, rows: Int64Array, most: int) -> Int64Array:
+    """Of ascending ``rows`` the ``most`` with the highest scores: those above the least, then the first of those at it."""
+    if len(rows) <= most:
+        return rows
+    own = scores[rows]
+    least = np.partition(own, len(own) - most)[len(own) - most]
+    above = rows[own > least]
+    return np.concatenate([above, rows[own == least][: most - len(above)]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +278,7 @@ class Evidence:
 
     def _votes(self, cosines: FloatArray) -> Votes:
         """Of training products with (N,) cosines."""
-        most = min(WIDE[0], len(cosines))
-        nearest = np.argpartition(cosines, len(cosines) - most)[len(cosines) - most :]
-        nearest = nearest[np.lexsort((nearest, -cosines[nearest]))]
+        nearest = _best(cosines, WIDE[0])
         own = cosines[nearest]
         voted = self.relevance.select(nearest)
         labels, place = np.unique(voted.indices, return_inverse=True)

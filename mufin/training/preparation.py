@@ -115,7 +115,8 @@ def new_network(config: TrainConfig, tokenizer: TitleTokenizer, labels: int) -> 
         if encoder.gradient_checkpointing:
             if not backbone.supports_gradient_checkpointing:
                 raise ConfigError(f"{type(backbone).__name__} cannot do gradient_checkpointing: set it to false")
-            backbone.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+            # Later transformers' name; they warn of the former.
+            getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)()
         _freeze(backbone, encoder.trainable_layers)
         backbones.append(backbone)
     longest = getattr(backbones[0].config, "max_position_embeddings", None)

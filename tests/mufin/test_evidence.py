@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mufin import evidence as evidence_module
 from mufin.compilation import KERNELS, Kernel
 from mufin.errors import BundleError
 from mufin.evidence import NEAR, WIDE, Evidence, ProductEvidence
@@ -235,6 +238,27 @@ def test_candidates_are_the_best_of_each_kind(evidence: Evidence, monkeypatch: p
             order = np.lexsort((np.arange(L), -scores))
             expected |= {int(label) for label in order[:3] if scores[label] > 0}
         assert found.candidates().tolist() == sorted(expected)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(-3, 3), max_size=40), st.integers(1, 12))
+def test_the_best_are_those_of_a_whole_sort(scores: list[int], most: int) -> None:
+    """Many ties, zeros and numbers below; fewer than are asked for."""
+    own = np.array(scores, np.float32)
+    whole = np.lexsort((np.arange(len(own)), -own))
+    assert evidence_module._best(own, most).tolist() == whole[:most].tolist()
+    above = [int(row) for row in whole if own[row] > 0]
+    assert evidence_module._best_above_zero(own, most).tolist() == above[:most]
+
+
+def test_of_equally_near_products_the_first_vote(evidence: Evidence) -> None:
+    """All equally far by embedding and by title: the hundred first, on any processor."""
+    found = _of(evidence, np.zeros(D, np.float32), None, np.zeros(W, np.float32))
+    expected = np.zeros(L)
+    for row in range(WIDE[0]):
+        expected[evidence.relevance.row(row)] += 1 / WIDE[0]
+    for votes in (found.by_embedding, found.by_title):
+        np.testing.assert_allclose(votes.of(np.arange(L))[1], expected, atol=1e-6)
 
 
 def test_no_company_changes_what_is_known_of_a_product(evidence: Evidence) -> None:
