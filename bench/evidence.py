@@ -99,6 +99,11 @@ class Asked:
         ]  # fmt: skip
 
 
+def candidates_of(known: list[ProductEvidence]) -> list[Int64Array]:
+    """What each speaks for."""
+    return [own.candidates() for own in known]
+
+
 def measure(products: int, labels: int, turns: int) -> dict[str, Any]:
     """Milliseconds of one thread for a product."""
     evidence = make_evidence(products, labels)
@@ -110,13 +115,16 @@ def measure(products: int, labels: int, turns: int) -> dict[str, Any]:
             kernel: partial(asked.compare, own) for kernel, own in by_kernel.items()
         }
         found[f"compare_{count}_ms"] = in_turns(ways, turns, count)
-        known = asked.compare(evidence)
         nearest = np.random.default_rng(2).permutation(labels)[:100]
-        shortlists = [np.union1d(own.candidates(), nearest) for own in known]
-        candidates = {"candidates": partial(lambda known: [own.candidates() for own in known], known)}
-        combine = {"combine": partial(asked.combine, known, shortlists)}
-        found[f"after_{count}_ms"] = in_turns({**candidates, **combine}, turns, count)
-        found["candidates"] = round(float(np.mean([len(own) for own in shortlists])))
+        more: dict[str, Callable[[], object]] = {}
+        for kernel, own in by_kernel.items():
+            known = asked.compare(own)
+            shortlists = [np.union1d(each.candidates(), nearest) for each in known]
+            more[f"candidates, {kernel}"] = partial(candidates_of, known)
+            more[f"combine, {kernel}"] = partial(asked.combine, known, shortlists)
+        found[f"after_{count}_ms"] = in_turns(more, turns, count)
+        speaks = candidates_of(asked.compare(evidence))
+        found["candidates"] = round(float(np.mean([len(np.union1d(own, nearest)) for own in speaks])))
     print(found, flush=True)
     return found
 

@@ -60,27 +60,15 @@ def candidate_features(
     seen = np.where(labels < len(frequency), frequency[np.minimum(labels, len(frequency) - 1)], 0)
     best = evidence.by_embedding.best, evidence.by_words.best, evidence.by_title.best
     features = np.empty((len(labels), len(FEATURES)), dtype=np.float32)
-    features[:, :_LOG_FREQUENCY] = _views(scores)
+    if len(labels):
+        # Equal scores share a place, so that order of input says nothing; equal but for rounding, too: labels of the
+        # same training products differ by what an encoder's last bit makes of them.
+        falling = np.sort(-scores, axis=1)
+        features[:, :_LOG_FREQUENCY] = evidence.arithmetic.standings(scores, falling, _LEADING, _WIDEST, _SAME)
     features[:, _LOG_FREQUENCY] = np.log1p(seen)
     features[:, _LOG_FREQUENCY + 1] = seen == 0
     features[:, _LOG_FREQUENCY + 2 :] = *best, has_title, has_images
     return features
-
-
-def _views(scores: FloatArray) -> FloatArray:
-    """(scorers, n) -> (n, scorers x views). Equal scores share a place, so that order of input says nothing.
-
-    Equal but for rounding: labels of the same training products differ by what an encoder's last bit makes of them.
-    """
-    falling = np.sort(-scores, axis=1)
-    leading = -falling[:, :_LEADING]
-    mean, spread = leading.mean(axis=1, keepdims=True), leading.std(axis=1, keepdims=True)
-    best = np.maximum(np.abs(falling[:, :1]), 1e-6)
-    distance = np.clip((scores - mean) / (spread + 1e-6), -_WIDEST, _WIDEST)
-    above = -scores - _SAME * best
-    place = np.stack([own.searchsorted(wanted) for own, wanted in zip(falling, above, strict=True)])
-    views = np.stack([scores, scores / best, (1.0 / np.sqrt(1.0 + place)).astype(np.float32), distance], axis=1)
-    return views.reshape(-1, scores.shape[1]).T
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mufin.candidate_arithmetic import Arithmetic, arithmetic
 from mufin.compilation import Kernel
 from mufin.inputs import FloatArray, Int64Array
 from mufin.related_labels import RelatedLabels
@@ -76,13 +77,15 @@ class ProductEvidence:
     """(L, N) training products of each label"""
     related: RelatedLabels | None
     """None where there are too many labels for it"""
+    arithmetic: Arithmetic
+    """What computes with it"""
 
     def candidates(self) -> Int64Array:
         """Labels worth scoring beside the shortlist: the ``CANDIDATES`` best of each kind, ascending."""
         found = []
         for votes in (self.by_embedding, self.by_words, self.by_title):
-            found.append(votes.labels[_best_above_zero(votes.wide, CANDIDATES)])
-        found += [_best_above_zero(scores, CANDIDATES) for scores in (self.title_cosines, self.ridge)]
+            found.append(votes.labels[self.arithmetic.best(votes.wide, CANDIDATES, True)])
+        found += [self.arithmetic.best(scores, CANDIDATES, True) for scores in (self.title_cosines, self.ridge)]
         return np.unique(np.concatenate(found))
 
     def title_match(self, labels: Int64Array) -> FloatArray:
@@ -101,77 +104,31 @@ class ProductEvidence:
             found[known] = self.label_sentences.products_of(labels[known], self.sentence)
         return found
 
-    def own_products(self, labels: Int64Array) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Best, second best and mean cosine of the title with the training products of (m,) labels.
+    def own_products(self, labels: Int64Array) -> FloatArray:
+        """(3, m) best, second best and mean cosine of the title with the training products of (m,) labels.
 
         0 for a label that has none, and the second for one that has a single one.
         """
-        best, second, mean = (np.zeros(len(labels), dtype=np.float32) for _ in range(3))
-        known = np.flatnonzero(labels < self.label_products.row_count)
-        own = self.label_products.select(labels[known])
-        sizes, starts = own.row_sizes(), own.indptr[:-1]
-        known, starts, sizes = known[sizes > 0], starts[sizes > 0], sizes[sizes > 0]
-        if not len(known):
-            return best, second, mean
-        cosines = self.title_products[own.indices]
-        highest = np.maximum.reduceat(cosines, starts)
-        leads = cosines == np.repeat(highest, sizes)
-        following = np.maximum.reduceat(np.where(leads, np.float32(-1), cosines), starts)
-        best[known] = highest
-        # Two products of one title lead together.
-        second[known] = np.where(np.add.reduceat(leads.astype(np.int64), starts) > 1, highest, following)
-        second[known[sizes == 1]] = 0
-        mean[known] = np.add.reduceat(cosines, starts) / sizes
-        return best, second, mean
+        own = self.label_products
+        return self.arithmetic.own_products(labels, own.indptr, own.indices, self.title_products)
 
-    def of_related(self, labels: Int64Array) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """What is said of the labels beside (m,) labels: ridge scores and title votes of those of like titles, title
-        votes of those that share training products; 0 for a label added later."""
-        ridge, votes, companions = (np.zeros(len(labels), dtype=np.float32) for _ in range(3))
+    def of_related(self, labels: Int64Array) -> FloatArray:
+        """(3, m) what is said of the labels beside (m,) labels: ridge scores and title votes of those of like titles,
+        title votes of those that share training products; 0 for a label added later."""
+        found = np.zeros((3, len(labels)), dtype=np.float32)
         if self.related is None:
-            return ridge, votes, companions
-        known = np.flatnonzero(labels < len(self.related.like))
-        own = labels[known]
-        shares = np.zeros(len(self.related.like), dtype=np.float32)
+            return found
+        like, companions = self.related.like, self.related.companions
+        shares = np.zeros(len(like), dtype=np.float32)
         shares[self.by_title.labels] = self.by_title.wide
-        ridge[known] = self.related.like.spread(self.ridge, own)
-        votes[known] = self.related.like.spread(shares, own)
-        companions[known] = self.related.companions.spread(shares, own)
-        return ridge, votes, companions
+        for place, (scores, beside) in enumerate(((self.ridge, like), (shares, like), (shares, companions))):
+            found[place] = self.arithmetic.spread(labels, scores, beside.labels, beside.weights)
+        return found
 
 
 def _of_known(scores: FloatArray, labels: Int64Array) -> FloatArray:
     known = np.minimum(labels, len(scores) - 1)
     return np.where(labels < len(scores), scores[known], np.float32(0)).astype(np.float32)
-
-
-def _best(scores: FloatArray, most: int) -> Int64Array:
-    """Where the ``most`` highest scores stand, falling; ties to the first.
-
-    Not by argpartition, which chooses among ties by the processor it runs on. Scores above 0 apart from the others: few
-    among many zeros, as words give them, are what a partition is slowest with.
-    """
-    rows = np.flatnonzero(scores > 0)
-    if len(rows) >= most:
-        rows = _highest(scores, rows, most)
-    else:
-        rows = np.concatenate([rows, _highest(scores, np.flatnonzero(scores <= 0), most - len(rows))])
-    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")], dtype=np.int64)
-
-
-def _best_above_zero(scores: FloatArray, most: int) -> Int64Array:
-    rows = _highest(scores, np.flatnonzero(scores > 0), most)
-    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")], dtype=np.int64)
-
-
-def _highest(scores: FloatArray, rows: Int64Array, most: int) -> Int64Array:
-    """Of ascending ``rows`` the ``most`` with the highest scores: those above the least, then the first of those at it."""
-    if len(rows) <= most:
-        return rows
-    own = scores[rows]
-    least = np.partition(own, len(own) - most)[len(own) - most]
-    above = rows[own > least]
-    return np.concatenate([above, rows[own == least][: most - len(above)]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +166,10 @@ class Evidence:
     """The same"""
 
     @cached_property
+    def _arithmetic(self) -> Arithmetic:
+        return arithmetic(self.products.kernel)
+
+    @cached_property
     def frequency(self) -> Int64Array:
         """(L,) training products of each label"""
         return self.relevance.label_frequency()
@@ -227,7 +188,7 @@ class Evidence:
         return Postings.of(self.label_words, len(self.words))
 
     def with_kernel(self, kernel: Kernel) -> Evidence:
-        """The same, its vectors compared by ``kernel``."""
+        """The same, computed by ``kernel``."""
         ridge = self.ridge
         if ridge is not None:
             ridge = replace(ridge, sentences=replace(ridge.sentences, kernel=kernel))
@@ -273,21 +234,14 @@ class Evidence:
             ridge = ridge if of_title.ridge is None else of_title.ridge
         return ProductEvidence(
             self._votes(cosines), by_words, by_title, matches, ridge, None if of_title is None else of_title.sentence,
-            self.label_sentences, titles, self._label_products, self.related,
+            self.label_sentences, titles, self._label_products, self.related, self._arithmetic,
         )  # fmt: skip
 
     def _votes(self, cosines: FloatArray) -> Votes:
         """Of training products with (N,) cosines."""
-        nearest = _best(cosines, WIDE[0])
-        own = cosines[nearest]
-        voted = self.relevance.select(nearest)
-        labels, place = np.unique(voted.indices, return_inverse=True)
-        shares = []
-        for count, sharpness in (NEAR, WIDE):
-            weights = np.exp(np.float32(sharpness) * (own[:count] - own[0]))
-            weights /= weights.sum()
-            each = np.repeat(weights, voted.row_sizes()[:count])
-            found = np.bincount(place[: len(each)], weights=each, minlength=len(labels))
-            shares.append(found.astype(np.float32))
-        near, wide = shares
-        return Votes(labels, near, wide, float(own[0]))
+        (near, near_sharpness), (wide, wide_sharpness) = NEAR, WIDE
+        nearest = self._arithmetic.best(cosines, wide, False)
+        labels, near_shares, wide_shares = self._arithmetic.votes(
+            nearest, cosines, self.relevance.indptr, self.relevance.indices, near, near_sharpness, wide_sharpness
+        )
+        return Votes(labels, near_shares, wide_shares, float(cosines[nearest[0]]))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from mufin.inputs import FloatArray, Int64Array
 
 NEIGHBOURS = 10
@@ -27,10 +25,6 @@ class LabelNeighbours:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def spread(self, scores: FloatArray, labels: Int64Array) -> FloatArray:
-        """What (L,) ``scores`` say of the neighbours of (m,) ``labels``, weighted: (m,)."""
-        return np.asarray((self.weights[labels] * scores[self.labels[labels]]).sum(axis=1), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mufin.candidate_arithmetic import arithmetic
 from mufin.combination import (
     FEATURES,
     Combination,
@@ -42,6 +43,7 @@ EVIDENCE = ProductEvidence(
         LabelNeighbours(np.array([[1], [4], [1], [1], [2]]), np.array([[1], [1], [0.5], [1], [0]], np.float32)),
         LabelNeighbours(np.array([[1], [2], [4], [1], [1]]), np.array([[1], [0.5], [1], [0], [1]], np.float32)),
     ),
+    arithmetic("numba"),
 )  # fmt: skip
 LABELS = np.array([1, 2, 4], np.int64)
 FREQUENCY = np.array([9, 3, 0, 1, 7], np.int64)

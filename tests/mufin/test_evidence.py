@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mufin import evidence as evidence_module
+from mufin.candidate_arithmetic import arithmetic
 from mufin.compilation import KERNELS, Kernel
 from mufin.errors import BundleError
 from mufin.evidence import NEAR, WIDE, Evidence, ProductEvidence
@@ -170,7 +168,9 @@ def test_neighbours_are_labels_of_like_titles_and_labels_that_share_products(evi
         kept = np.where(similarity >= np.sort(similarity, axis=1)[:, -10:-9], similarity, 0)
         if one:
             expected = kept @ scores / kept.sum(axis=1)
-            np.testing.assert_allclose(kind.spread(scores, np.arange(L)), expected, rtol=1e-2)  # float16 sentences
+            np.testing.assert_allclose(
+                arithmetic("numpy").spread(np.arange(L), scores, kind.labels, kind.weights), expected, rtol=1e-2
+            )  # float16 sentences
         ties = np.sort(kind.weights, axis=1)[:, ::-1] * (kept.sum(axis=1, keepdims=True) if one else 1)
         np.testing.assert_allclose(ties, np.sort(similarity, axis=1)[:, -10:][:, ::-1], rtol=2e-2, atol=1e-6)
         assert not np.any((kind.labels == np.arange(L)[:, None]) & (kind.weights > 0))
@@ -238,17 +238,6 @@ def test_candidates_are_the_best_of_each_kind(evidence: Evidence, monkeypatch: p
             order = np.lexsort((np.arange(L), -scores))
             expected |= {int(label) for label in order[:3] if scores[label] > 0}
         assert found.candidates().tolist() == sorted(expected)
-
-
-@settings(max_examples=200)
-@given(st.lists(st.integers(-3, 3), max_size=40), st.integers(1, 12))
-def test_the_best_are_those_of_a_whole_sort(scores: list[int], most: int) -> None:
-    """Many ties, zeros and numbers below; fewer than are asked for."""
-    own = np.array(scores, np.float32)
-    whole = np.lexsort((np.arange(len(own)), -own))
-    assert evidence_module._best(own, most).tolist() == whole[:most].tolist()
-    above = [int(row) for row in whole if own[row] > 0]
-    assert evidence_module._best_above_zero(own, most).tolist() == above[:most]
 
 
 def test_of_equally_near_products_the_first_vote(evidence: Evidence) -> None:
