@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +36,8 @@ def _of(
     return evidence.of(embedding[None], [title], [sentence])[0]
 
 
-@pytest.fixture(scope="module", params=KERNELS)
-def evidence(request: pytest.FixtureRequest) -> Evidence:
-    """150 training products with three labels each; compared by either kernel."""
-    kernel: Kernel = request.param
+def make_evidence() -> Evidence:
+    """150 training products with three labels each."""
     random = np.random.default_rng(0)
     titles = [f"kind{i % 7} colour{i % 5} thing" for i in range(150)]
     labels = [f"kind{i % 7} label{i}" for i in range(L)]
@@ -52,7 +53,14 @@ def evidence(request: pytest.FixtureRequest) -> Evidence:
         words, VectorRows.of(products), relevance, words.rows(titles), words.rows(labels), VectorRows.of(sentences),
         VectorRows.of(names), ridge, related,
     )  # fmt: skip
-    return stored(found).with_kernel(kernel)
+    return stored(found)
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """Computed by either kernel."""
+    kernel: Kernel = request.param
+    return make_evidence().with_kernel(kernel)
 
 
 def test_votes_are_softly_weighted_shares_of_the_nearest_products(evidence: Evidence) -> None:
@@ -272,6 +280,37 @@ def test_no_company_changes_what_is_known_of_a_product(evidence: Evidence) -> No
             np.testing.assert_array_equal(getattr(found, own), getattr(alone, own))
         assert (found.sentence is None) == (title is None)
     assert evidence.of(embeddings[:0], [], []) == []
+
+
+_AHEAD = "from mufin import candidate_arithmetic, vector_rows; candidate_arithmetic.compile_here(); vector_rows.compile_here()"
+_SERVED = """
+import sys
+from pathlib import Path
+import numpy as np
+from mufin.combination import candidate_features
+from mufin.evidence_file import read_evidence
+evidence = read_evidence(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+row = evidence.products.wide[:2]
+sentence = evidence.sentences.wide[0]
+for found in evidence.of(row, [evidence.words.row("kind3 thing"), None], [sentence, None]):
+    labels = found.candidates()
+    scores = np.zeros(len(labels), np.float32)
+    candidate_features(labels, scores, scores, found, evidence.frequency, True, False)
+from mufin import candidate_kernels, vector_kernels
+kernels = [*candidate_kernels.KERNELS, *vector_kernels.KERNELS]
+print([sum(own.stats.cache_misses.values()) for own in kernels], min(sum(own.stats.cache_hits.values()) for own in kernels))
+"""
+
+
+def test_what_is_compiled_ahead_is_what_is_called(tmp_path: Path) -> None:
+    """A bundle's evidence, read and asked, compiles nothing: every kernel's code is found."""
+    write_evidence(tmp_path / "evidence.npz", make_evidence())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
+    subprocess.run([sys.executable, "-c", _AHEAD], env=environment, check=True)
+    call = [sys.executable, "-c", _SERVED, str(tmp_path / "evidence.npz"), str(D), str(L)]
+    found = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "[0, 0, 0, 0, 0, 0, 0] 1\n"
 
 
 @pytest.mark.parametrize(
