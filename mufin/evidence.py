@@ -22,7 +22,7 @@ from mufin.title_words import Postings, SparseRow, SparseRows, TitleWords
 from mufin.vector_rows import VectorRows
 
 MOST_PRODUCTS = 100_000
-"""Training products at the most: a request is compared with every one, some 9 ms at so many (docs/performance.md)."""
+"""Training products at the most: a request is compared with every one, some milliseconds at so many (docs/performance.md)."""
 CANDIDATES = 50
 NEAR, WIDE = (10, 20.0), (100, 10.0)
 """(neighbours, sharpness): a neighbour of cosine c votes exp(sharpness * (c - best)) for its labels. Soft
