@@ -23,7 +23,7 @@ def own(request: pytest.FixtureRequest) -> Arithmetic:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(COSINES, st.integers(1, 12))
 def test_the_best_are_those_of_a_whole_sort(scores: list[int], most: int) -> None:
     """Ties to the first; fewer than are asked for where there are fewer."""
@@ -71,7 +71,7 @@ def test_scores_are_spread_over_neighbours(own: Arithmetic) -> None:
     np.testing.assert_allclose(found, [1.0, 0.0, 0.0])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.integers(-5, 5), min_size=7, max_size=7), min_size=1, max_size=4))
 def test_standings_are_score_ratio_place_and_distance(rows: list[list[int]]) -> None:
     """Number by number against the definition."""

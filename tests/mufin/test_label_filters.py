@@ -40,7 +40,7 @@ def plainly(fields: dict[str, Any], key: str, wanted: Any) -> bool:
     return any(equal(v, w) for v in values for w in (wanted if isinstance(wanted, list) else [wanted]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(metadata, min_size=1, max_size=8),
     wanted=st.one_of(scalars, st.lists(scalars, max_size=3), st.just({"gte": 0}), st.just({"gte": -1, "lte": 2.0})),
@@ -88,7 +88,7 @@ def test_exclusions_are_found_by_product(tmp_path: Path, monkeypatch: pytest.Mon
         assert excluded.highest_label == 7
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels=st.lists(metadata, max_size=8), cut=st.integers(0, 8))
 def test_labels_added_later_are_indexed_as_if_they_had_been_there(labels: list[dict[str, Any]], cut: int) -> None:
     """Byte for byte, whichever keys and values either side lacks."""

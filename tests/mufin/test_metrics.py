@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> tuple[list[list[int]], Sets, int, int]:
     return rows, sets, label_count, width
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases(), st.integers(0, 2**31))
 def test_every_figure_equals_the_plain_implementation(case: tuple[list[list[int]], Sets, int, int], seed: int) -> None:
     """Vectorised sums are the definitions, also for no relevant label, k > K, all padding, L = 1 and no row."""
@@ -104,7 +104,7 @@ def test_every_figure_equals_the_plain_implementation(case: tuple[list[list[int]
         assert found[name] == pytest.approx(value, abs=TOLERANCE), name
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_a_perfect_ranking_reaches_one(case: tuple[list[list[int]], Sets, int, int]) -> None:
     """Normalised figures have 1 as their ceiling, and it is reached by ranking the relevant labels by weight."""
@@ -146,7 +146,7 @@ def test_without_weights_there_is_no_propensity_scored_figure() -> None:
     assert not [name for name in score_rows(np.array([[0]]), to_relevance([{0}], 1)).names if name.startswith("PS")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(), st.data())
 def test_excluded_pairs_leave_ranking_and_relevance(
     case: tuple[list[list[int]], Sets, int, int], data: st.DataObject
@@ -171,7 +171,7 @@ def test_ties_go_to_the_smaller_label_and_padding_goes_last() -> None:
     assert order_by_score(scores, labels).tolist() == [[9, 2, 5, 1, -1]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 30)), min_size=1, max_size=12, unique_by=lambda p: p[1]))
 def test_order_equals_a_plain_sort(pairs: list[tuple[int, int]]) -> None:
     """Many ties: the vectorised order is Python's sort by (falling score, label)."""
@@ -233,7 +233,7 @@ def test_a_propensity_that_is_none_is_refused() -> None:
         Propensity(0.5, 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.data())
 def test_bands_add_up_and_equal_the_plain_implementation(
     case: tuple[list[list[int]], Sets, int, int], data: st.DataObject

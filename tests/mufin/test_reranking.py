@@ -77,7 +77,7 @@ def product_of(size: int, dimension: int, random: np.random.Generator) -> tuple[
 
 
 @pytest.mark.parametrize("number", RECORD_NUMBERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     slots=st.integers(1, 6), size=st.integers(1, 7), dimension=st.sampled_from([4, 17, 33, 64]),
     count=st.integers(1, 12), seed=st.integers(0, 2**32 - 1),

@@ -114,7 +114,7 @@ def test_impossible_bootstraps_are_refused(replicates: int, confidence: float) -
         Bootstrap(replicates=replicates, confidence=confidence)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.booleans()), max_size=25))
 def test_auc_equals_counting_every_pair(outfits: list[tuple[int, bool]]) -> None:
     """The rank sum with shared ranks is the share of pairs in the right order, ties half."""
@@ -128,7 +128,7 @@ def test_auc_equals_counting_every_pair(outfits: list[tuple[int, bool]]) -> None
         assert found == pytest.approx(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=4, max_size=4), st.integers(0, 3)), max_size=12))
 def test_fill_in_the_blank_equals_asking_question_by_question(questions: list[tuple[list[int], int]]) -> None:
     """Accuracy with the point shared among candidates that tie."""
