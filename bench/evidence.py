@@ -84,9 +84,9 @@ class Asked:
             l2_normalise(random.normal(size=(count, WIDTH)).astype(np.float32))
         )
 
-    def compare(self, kernel_of: Evidence) -> list[ProductEvidence]:
+    def compare(self, evidence: Evidence) -> list[ProductEvidence]:
         """All of them in one call."""
-        return kernel_of.of(self.embeddings, self.titles, self.sentences)
+        return evidence.of(self.embeddings, self.titles, self.sentences)
 
     def combine(self, known: list[ProductEvidence], labels: list[Int64Array]) -> list[FloatArray]:
         """The features of each one's candidates, and their scores."""

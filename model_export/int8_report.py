@@ -15,9 +15,8 @@ from model_export.int8_cost import FIGURES, Company, Ranked, Sample, Vectors, co
 from mufin.bundle import IMAGE_GRAPH_FILE, TEXT_GRAPH_FILE
 from mufin.errors import ConfigError
 from mufin.manifest import INT8_FILES, Encoders
-from mufin.processor import int8_sums_overflow
+from mufin.processor import INT8_OVERFLOWS, int8_sums_overflow
 
-_OVERFLOW = "; this processor has no VNNI, and sums of int8 products overflow on it without --int8-reduced-range"
 GRAPHS = {"text": TEXT_GRAPH_FILE, "image": IMAGE_GRAPH_FILE}
 
 
@@ -129,7 +128,8 @@ def refusal(measured: Measured) -> str:
         f"int8 encoders lose {variant.lost(next(iter(variant.costs))):.2f} points of P@1, "
         f"{measured.settings.tolerance_points:.2f} are tolerated. P@1 of {len(measured.base.scores.rows)} validation "
         f"products: fp32 {p1:.2f}, {', '.join(details)}: export with --encoders auto or fp32, or allow more with "
-        "--int8-tolerance" + (_OVERFLOW if int8_sums_overflow() and not measured.settings.reduce_range else "")
+        "--int8-tolerance"
+        + (f"; {INT8_OVERFLOWS}" if int8_sums_overflow() and not measured.settings.reduce_range else "")
     )
 
 

@@ -19,14 +19,10 @@ from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, Int64Array, Uint8Array
 from mufin.label_filters import pack_json, unpack_json, write_arrays
 from mufin.manifest import Encoders, Tolerances
-from mufin.processor import int8_sums_overflow
+from mufin.processor import INT8_OVERFLOWS, int8_sums_overflow
 
 _INT8_COMBINED = 2.0
 """How far int8 vectors may move a combined score, whose unit is a logit; the order of the first ten is held as ever."""
-_OVERFLOW = (
-    "this processor has no VNNI, and sums of int8 products overflow on it unless the bundle was exported with "
-    "--int8-reduced-range"
-)
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def compare(golden: Golden, results: GoldenResults, tolerances: Tolerances, enco
             _vectors("embedding", [results.embeddings], [golden.embeddings], tolerances, either),
             *_score_stages(golden, results, tolerances, either),
         ),
-        _OVERFLOW if either and int8_sums_overflow() else "",
+        INT8_OVERFLOWS if either and int8_sums_overflow() else "",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 _DOT_PRODUCTS = {"avx512vnni", "avxvnni"}
+INT8_OVERFLOWS = "this processor has no VNNI, and sums of int8 products overflow on it unless the export was given --int8-reduced-range"
+"""What to tell somebody for whom int8 fails where ``int8_sums_overflow``"""
 
 
 @cache

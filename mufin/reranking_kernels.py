@@ -16,13 +16,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba.core import cgutils as _cgutils
 from numba.extending import overload as _overload_decorator
 
-from mufin.kernel_parts import OPTIONS, compiled, float_of_bits, half, intrinsic, ir, numba
+from mufin.kernel_parts import OPTIONS, cgutils, compiled, float_of_bits, half, intrinsic, ir, numba
 
 # numba ships no types.
-cgutils: Any = _cgutils
 overload: Any = _overload_decorator
 
 _LINE_BYTES = 64

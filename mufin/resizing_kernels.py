@@ -11,17 +11,9 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba as _numba
 import numpy as np
-from llvmlite import ir as _ir
-from numba.core import cgutils as _cgutils
-from numba.extending import intrinsic as _intrinsic_decorator
 
-# numba ships no types.
-numba: Any = _numba
-ir: Any = _ir
-cgutils: Any = _cgutils
-intrinsic: Any = _intrinsic_decorator
+from mufin.kernel_parts import cgutils, intrinsic, ir, numba
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
