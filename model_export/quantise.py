@@ -1,7 +1,7 @@
 """Title and image encoders in int8 where their measured cost allows it.
 
 Knows how graphs are quantised and what is decided from their cost (``int8_cost``), nothing of training. Weights become
-QInt8, one scale a tensor; activations get their scale at every call, over the whole batch. Why so: docs/performance.md.
+QInt8, one scale a tensor (in 7 bits one a column); activations get their scale at every call, over the whole batch. Why so: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,13 @@ def choose_encoders(
     encoders = Encoders()
     for parts in candidates:
         found = _with(parts, measured.chosen.encoders)
-        if (failed := _install(folder, found, measured.chosen, fp32, threads)) is None:
+        if (failed := _install(folder, found, measured, fp32, threads)) is None:
             encoders = found
             break
         if settings.encoders == "int8":
             raise BundleError(
                 f"int8 encoders do not compute the golden products within int8's tolerances:\n{failed}\n"
-                "export with --encoders auto or fp32, or other weights: --int8-reduced-range"
+                "export with --encoders auto or fp32"
             )
         reason += f"; golden products fail with {'+'.join(parts)} in int8"
     report = int8_report.report(measured, encoders, reason, folder)
@@ -129,8 +129,9 @@ def _is_seen(part: str, sample: Sample) -> bool:
 def _quantise_both(source: Path, folder: Path, reduce_range: bool) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)  # an export that was killed leaves one
     shutil.copyfile(source / BAG_GRAPH_FILE, folder / BAG_GRAPH_FILE)
+    # In 7 bits one scale a matrix is too coarse for some trained encoders (docs/performance.md).
     return {
-        part: quantise_graph(source / graph, folder / INT8_FILES[graph], reduce_range)
+        part: quantise_graph(source / graph, folder / INT8_FILES[graph], reduce_range, per_channel=reduce_range)
         for part, graph in GRAPHS.items()
     }  # fmt: skip
 
@@ -197,16 +198,17 @@ def _with(parts: tuple[str, ...], encoders: Encoders) -> Encoders:
     return Encoders(encoders.text if "text" in parts else fp32, encoders.image if "image" in parts else fp32)
 
 
-def _install(folder: Path, encoders: Encoders, variant: Variant, fp32: Predictor, threads: int) -> str | None:
+def _install(folder: Path, encoders: Encoders, measured: Measured, fp32: Predictor, threads: int) -> str | None:
     """Copy the int8 graphs into the bundle; take them back and return the parity table when golden products fail."""
     for name in encoders.int8_files:
-        shutil.copyfile(variant.folder / name, folder / name)
+        shutil.copyfile(measured.chosen.folder / name, folder / name)
     parity = fp32.with_graphs(_graphs(folder, fp32, threads, encoders)).replay_golden()
     if parity.passed:
         return None
     for name in encoders.int8_files:
         (folder / name).unlink()
-    return parity.table()
+    # Weights of 7 bits do not overflow: no reason to advise them.
+    return (replace(parity, advice="") if measured.settings.reduce_range else parity).table()
 
 
 @contextlib.contextmanager
