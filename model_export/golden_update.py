@@ -1,7 +1,8 @@
 """Golden products after labels came or went: what the network in torch computed stays, the rest is worked out plainly.
 
 Knows no file but the open bundle's. Scores of labels that torch never met come from the reference arithmetic in
-``mufin.scoring`` on the label's record, label by label, and from a comparison with every label.
+``mufin.scoring`` on the label's record, label by label, and from a comparison with every label; those of a learned
+combination from evidence compared by numpy.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from model_export.golden_candidates import with_candidates
 from mufin.bundle import Bundle
+from mufin.combination import candidate_features
+from mufin.evidence import ProductEvidence
 from mufin.golden import Golden
 from mufin.inputs import FloatArray, Int64Array
 from mufin.label_store import BundleLabelStore
@@ -26,6 +30,11 @@ def updated_golden(golden: Golden, bundle: Bundle, kept: Int64Array | None) -> G
     """
     before = [_known(golden, row, kept) for row in range(len(golden.titles))]
     labels, cosines = _nearest(golden.embeddings, bundle)
+    evidence = _evidence(golden, bundle)
+    if evidence is not None:
+        labels, cosines = with_candidates(
+            labels, cosines, evidence, golden.embeddings, BundleLabelStore(bundle).embeddings, bundle.removed
+        )
     classifier = np.zeros(labels.shape, dtype=np.float32)
     for row, known in enumerate(before):
         for place, label in enumerate(labels[row].tolist()):
@@ -33,18 +42,53 @@ def updated_golden(golden: Golden, bundle: Bundle, kept: Int64Array | None) -> G
                 cosines[row, place], classifier[row, place] = known[label]
             elif label >= 0:
                 classifier[row, place] = _score(golden, row, label, bundle)
-    order = np.lexsort((labels, -cosines))
+    order = np.lexsort((labels, -cosines, labels < 0))
     labels, cosines = np.take_along_axis(labels, order, 1), np.take_along_axis(cosines, order, 1)
     classifier = np.take_along_axis(classifier, order, 1)
-    spec, sources = bundle.manifest.score_spec, bundle.records
-    fused = fuse(spec, classifier, cosines)
-    for row in range(len(fused)):
-        fused[row] = as_trained(spec, _modality(golden, row), fused[row], cosines[row], sources.untrained(labels[row]))
+    fused = _fused(golden, labels, cosines, classifier, evidence, bundle)
     return replace(golden, shortlist=(labels, cosines), classifier=classifier, fused=fused)
 
 
+def _fused(
+    golden: Golden, labels: Int64Array, cosines: FloatArray, classifier: FloatArray,
+    evidence: list[ProductEvidence] | None, bundle: Bundle,
+) -> FloatArray:  # fmt: skip
+    """(G, K) final scores of shortlists (G, K), padded with -1."""
+    spec, combination = bundle.manifest.score_spec, bundle.combination
+    fused = fuse(spec, classifier, cosines)
+    for row in range(len(fused)):
+        count = int((labels[row] >= 0).sum())
+        own = labels[row, :count]
+        if evidence is not None and combination is not None and bundle.evidence is not None:
+            features = candidate_features(
+                own, cosines[row, :count], classifier[row, :count], evidence[row], bundle.evidence.frequency,
+                bool(golden.has_title[row]), _pictured(golden, row),
+            )  # fmt: skip
+            fused[row, :count] = combination(features)
+        fused[row, :count] = as_trained(
+            spec, _modality(golden, row), fused[row, :count], cosines[row, :count], bundle.records.untrained(own)
+        )
+    return fused
+
+
+def _evidence(golden: Golden, bundle: Bundle) -> list[ProductEvidence] | None:
+    """What the bundle's combination knows of each product beside the network; None where it has none."""
+    if bundle.evidence is None:
+        return None
+    evidence, dimension = bundle.evidence.with_kernel("numpy"), golden.embeddings.shape[1]
+    named = list(zip(golden.titles, golden.has_title.tolist(), golden.title_vectors, strict=True))
+    words = [evidence.words.row(title) if has_title else None for title, has_title, _ in named]
+    return evidence.of(
+        golden.embeddings, words, [own[dimension:] if has_title else None for _, has_title, own in named]
+    )
+
+
+def _pictured(golden: Golden, row: int) -> bool:
+    return bool(golden.image_offsets[row + 1] > golden.image_offsets[row])
+
+
 def _modality(golden: Golden, row: int) -> Modality:
-    pictured = golden.image_offsets[row + 1] > golden.image_offsets[row]
+    pictured = _pictured(golden, row)
     return "both" if golden.has_title[row] and pictured else "images" if pictured else "title"
 
 

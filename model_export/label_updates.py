@@ -32,8 +32,12 @@ from mufin.bundle import (
     write_removed,
 )
 from mufin.catalogue import Item, read_items
+from mufin.combination import COMBINATION_FILE
 from mufin.cross_attention_file import CROSS_FILE, read_label_fold
 from mufin.errors import BundleError, ConfigError
+from mufin.evidence import Evidence
+from mufin.evidence_file import EVIDENCE_FILE, write_evidence
+from mufin.evidence_labels import with_labels, without_labels
 from mufin.golden import Parity, read_golden, write_golden
 from mufin.graphs import EncoderGraphs
 from mufin.image_source import ImageReader
@@ -44,8 +48,9 @@ from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, extend_filters, wri
 from mufin.label_records_file import RECORDS_FILE, RecordBlock, RecordWriter
 from mufin.label_search import EXACT
 from mufin.label_store import BundleLabelStore
-from mufin.manifest import ENCODER_FILES, BundleSizes
+from mufin.manifest import ENCODER_FILES, BundleSizes, Manifest, Tolerances
 from mufin.predictor import Predictor, ProductBag
+from mufin.title_words import SparseRow
 
 COMPACTED_ABOVE = 0.1
 """Share of tombstones above which they and their labels are left out of the new bundle."""
@@ -70,6 +75,17 @@ class Update:
     """Whether tombstones were cleared away"""
 
 
+@dataclass(frozen=True)
+class _Added:
+    """A new label, encoded; its slots are in its record."""
+
+    embedding: FloatArray
+    """(D,)"""
+    words: SparseRow | None
+    sentence: FloatArray | None
+    """(W,) Both as in ProductBag"""
+
+
 def add_labels(
     source: Path, items_path: Path, target: Path, progress: Progress, image_base_url: str | None = None,
     threads: int = 1,
@@ -81,7 +97,6 @@ def add_labels(
     """
     began = time.monotonic()
     bundle, items = open_bundle(source), read_items(items_path)
-    _refuse_combination(bundle)
     _refuse_known(bundle, items, items_path)
     sizes, spec = bundle.manifest.sizes, bundle.manifest.input_spec
     own = max(min(len(i.images), spec.max_images) + bool(normalise_title(i.title)) for i in items)
@@ -93,8 +108,11 @@ def add_labels(
         extend_labels(source, folder, texts)
         extend_filters(source / FILTERS_FILE, folder / FILTERS_FILE, (i.metadata for i in items))
         slots = max(sizes.label_slots, own)
-        embeddings = _extend_records(bundle, items, items_path.parent, folder, slots, threads, progress)
+        added = _extend_records(bundle, items, items_path.parent, folder, slots, threads, progress)
+        embeddings = np.stack([own.embedding for own in added])
         extend_index(bundle, folder, embeddings)
+        if bundle.evidence is not None:
+            write_evidence(folder / EVIDENCE_FILE, _extended(bundle.evidence, added))
         grown = replace(
             sizes, labels=sizes.labels + len(items), label_slots=slots, untrained=sizes.untrained + len(items)
         )
@@ -112,7 +130,6 @@ def remove_labels(source: Path, ids_path: Path, target: Path, progress: Progress
     """
     began = time.monotonic()
     bundle = open_bundle(source)
-    _refuse_combination(bundle)
     sizes = bundle.manifest.sizes
     removed = np.union1d(bundle.removed, _read_ids(bundle, ids_path)).astype(np.int64)
     if len(removed) == sizes.labels:
@@ -127,31 +144,16 @@ def remove_labels(source: Path, ids_path: Path, target: Path, progress: Progress
         else:
             kept = None
             names = [
-                RECORDS_FILE,
-                LABELS_FILE,
-                OFFSETS_FILE,
-                LOOKUP_FILE,
-                FILTERS_FILE,
-                EXCLUDED_FILE,
-                HEAD_FILE,
-                INDEX_FILE,
-            ]
-            _copy(bundle, folder, names + ([VECTORS_FILE] if sizes.index != EXACT else []))
+                RECORDS_FILE, LABELS_FILE, OFFSETS_FILE, LOOKUP_FILE, FILTERS_FILE, EXCLUDED_FILE, HEAD_FILE, INDEX_FILE,
+            ]  # fmt: skip
+            names += [VECTORS_FILE] if sizes.index != EXACT else []
+            _copy(bundle, folder, names + ([EVIDENCE_FILE] if sizes.combination else []))
             write_removed(folder, removed)
             shrunk = replace(sizes, removed=len(removed))
         parity = _seal(writer, bundle, shrunk, kept, {"removed": len(removed) - len(bundle.removed)})
         writer.report(_report(parity, folder, began))
         writer.finish()
     return Update(parity, shrunk.labels - shrunk.removed, compacted)
-
-
-def _refuse_combination(bundle: Bundle) -> None:
-    """Evidence names labels by number and knows nothing of a new one; both would have to change with the labels."""
-    if bundle.manifest.sizes.combination:
-        raise BundleError(
-            f"{bundle.folder}: its scores come from a learned combination with evidence, whose labels cannot be changed: "
-            "train and export again with the new labels, or train with combination.folds=0"
-        )
 
 
 def _refuse_known(bundle: Bundle, items: Sequence[Item], path: Path) -> None:
@@ -185,8 +187,10 @@ def _read_ids(bundle: Bundle, path: Path) -> Int64Array:
 
 def _unchanged(bundle: Bundle) -> list[str]:
     """Files that do not depend on which labels there are."""
-    names = [*ENCODER_FILES, *bundle.manifest.sizes.encoders.int8_files]
-    return names + ([CROSS_FILE] if bundle.manifest.sizes.cross_attention else [])
+    sizes = bundle.manifest.sizes
+    names = [*ENCODER_FILES, *sizes.encoders.int8_files]
+    names += [CROSS_FILE] if sizes.cross_attention else []
+    return names + ([COMBINATION_FILE] if sizes.combination else [])
 
 
 def _copy(bundle: Bundle, folder: Path, names: Sequence[str]) -> None:
@@ -196,14 +200,15 @@ def _copy(bundle: Bundle, folder: Path, names: Sequence[str]) -> None:
 
 def _extend_records(
     bundle: Bundle, items: Sequence[Item], images: Path, folder: Path, slots: int, threads: int, progress: Progress
-) -> FloatArray:
-    """records.bin with the items behind the labels that are there; returns the items' embeddings (n, D)."""
+) -> list[_Added]:
+    """records.bin with the items behind the labels that are there; returns the items, encoded."""
     manifest, sizes = bundle.manifest, bundle.manifest.sizes
     fold = read_label_fold(bundle.path(CROSS_FILE)) if sizes.cross_attention else None
     # Labels are encoded in fp32, as at export, whatever incoming products are encoded in.
-    encoder = ItemEncoder(EncoderGraphs(bundle.folder, sizes.dimension, threads), bundle)
+    graphs = EncoderGraphs(bundle.folder, sizes.dimension, threads, sentence=sizes.sentence)
+    encoder = ItemEncoder(graphs, bundle)
     predictor = Predictor(encoder, BundleLabelStore(bundle, threads), bundle)
-    embeddings = []
+    added: list[_Added] = []
     with RecordWriter(folder, sizes.dimension, slots, sizes.record_type) as records, ImageReader(images) as reader:
         for start in range(0, sizes.labels, _LABELS_AT_ONCE):
             records.copy(np.asarray(bundle.records.rows[start : start + _LABELS_AT_ONCE]))
@@ -214,9 +219,16 @@ def _extend_records(
             ]
             bags = predictor.embed([i.title for i in block], pixels)
             records.append(_cold(bags, None if fold is None else fold.values))
-            embeddings.append(np.stack([bag.embedding for bag in bags]))
+            added += [_Added(bag.embedding, bag.words, bag.sentence) for bag in bags]
             progress("encoding labels", start + len(block), len(items))
-    return np.concatenate(embeddings)
+    return added
+
+
+def _extended(evidence: Evidence, added: Sequence[_Added]) -> Evidence:
+    """With what the titles of added labels say."""
+    silent = np.zeros(evidence.label_sentences.dimension, dtype=np.float32)
+    sentences = np.stack([silent if own.sentence is None else own.sentence for own in added])
+    return with_labels(evidence, [own.words for own in added], sentences)
 
 
 def _pixels(item: Item, reader: ImageReader, side: int, most: int) -> Uint8Array:
@@ -256,6 +268,8 @@ def _compact(bundle: Bundle, kept: Int64Array, folder: Path, progress: Progress)
     new[kept] = np.arange(len(kept))
     write_labels(folder, (bundle.labels.fields(int(label)) for label in kept))
     write_filters(folder / FILTERS_FILE, (bundle.labels.fields(int(label))[3] for label in kept))
+    if bundle.evidence is not None:
+        write_evidence(folder / EVIDENCE_FILE, without_labels(bundle.evidence, kept))
     excluded = {product: new[labels] for product, labels in bundle.exclusions.items()}
     write_excluded(folder / EXCLUDED_FILE, {product: own[own >= 0] for product, own in excluded.items()})
     embeddings = np.zeros((len(kept), sizes.dimension), dtype=np.float32)
@@ -288,11 +302,12 @@ def _seal(
     """Golden products with the new labels, the manifest, and the check of both."""
     manifest, folder = bundle.manifest, writer.folder
     shutil.copyfile(bundle.path(GOLDEN_FILE), folder / GOLDEN_FILE)
+    tolerances = _tolerances(manifest, sizes)
     provenance = {**manifest.provenance}
     provenance["updates"] = [*provenance.get("updates", []), {**change, "of": manifest.bundle_id}]
 
     def seal() -> None:
-        writer.seal(manifest.name, manifest.input_spec, manifest.score_spec, sizes, manifest.tolerances, provenance)
+        writer.seal(manifest.name, manifest.input_spec, manifest.score_spec, sizes, tolerances, provenance)
 
     seal()
     golden = updated_golden(read_golden(bundle.folder), open_bundle(folder, verify="structure"), kept)
@@ -301,6 +316,16 @@ def _seal(
     parity = verify_bundle(folder)
     require_parity(parity, writer.target)
     return parity
+
+
+def _tolerances(manifest: Manifest, sizes: BundleSizes) -> Tolerances:
+    """As before; wider for a combination's scores once there are untrained labels: what moves theirs to the trained
+    scale stretches what they differ by, too."""
+    before = manifest.tolerances
+    if before.ranking_difference is None or manifest.sizes.untrained or not sizes.untrained:
+        return before
+    stretched = before.ranking_difference * max(1.0, manifest.score_spec.untrained_stretch)
+    return replace(before, ranking_difference=stretched)
 
 
 def _report(parity: Parity, folder: Path, began: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from model_export.encoded_labels import EncodedLabels
+from model_export.golden_candidates import with_candidates
 from model_export.label_records import RecordType
 from model_export.onnx_graphs import TitleGraph
 from mufin.catalogue import Item
@@ -105,7 +106,10 @@ def compute_golden(
             [combined[0].words.row(item.title) if has_title else None for item, has_title, _ in named],
             [sentence if has_title else None for _, has_title, sentence in named],
         )
-        found, cosines = _with_candidates(found, cosines, evidence, embedding.numpy(), labels)
+        nobody = np.zeros(0, dtype=np.int64)
+        found, cosines = with_candidates(
+            found, cosines, evidence, embedding.numpy(), lambda more: labels.embeddings[more], nobody
+        )
     classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
     alpha = np.float32(spec.fusion_weight)
     fused = np.asarray(alpha * classifier + (1 - alpha) * cosines, dtype=np.float32)
@@ -148,25 +152,6 @@ def _exact_shortlist(embeddings: FloatArray, labels: EncodedLabels, spec: ScoreS
         order = np.argsort(-scores, axis=1, kind="stable")[:, :size]
         best, scores = np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
     return best, scores
-
-
-def _with_candidates(
-    found: Int64Array, cosines: FloatArray, evidence: Sequence[ProductEvidence], embeddings: FloatArray,
-    labels: EncodedLabels,
-) -> tuple[Int64Array, FloatArray]:  # fmt: skip
-    """Shortlists (G, K) with the labels that evidence speaks for, by falling cosine, padded with -1 and 0."""
-    rows = []
-    for own, near, query, seen in zip(found, cosines, embeddings, evidence, strict=True):
-        more = np.setdiff1d(seen.candidates(), own)
-        names = np.concatenate([own, more])
-        scores = np.concatenate([near, np.asarray(labels.embeddings[more]) @ query]).astype(np.float32)
-        order = np.lexsort((names, -scores))
-        rows.append((names[order], scores[order]))
-    width = max(len(names) for names, _ in rows)
-    padded = np.full((len(rows), width), -1, dtype=np.int64), np.zeros((len(rows), width), dtype=np.float32)
-    for place, (names, scores) in enumerate(rows):
-        padded[0][place, : len(names)], padded[1][place, : len(scores)] = names, scores
-    return padded
 
 
 def _classifier_scores(

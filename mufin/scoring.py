@@ -82,6 +82,13 @@ class ScoreSpec:
         }  # fmt: skip
         return by[modality]
 
+    @property
+    def untrained_stretch(self) -> float:
+        """By how much ``as_trained`` stretches differences of untrained labels' scores, at the most."""
+        modalities: tuple[Modality, ...] = ("both", "title", "images")
+        pairs = [(self.calibration(own).scale, self.untrained_calibration(own).scale) for own in modalities]
+        return max((own / trained for trained, own in pairs if trained > 0), default=1.0)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)

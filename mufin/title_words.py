@@ -58,6 +58,12 @@ class SparseRows:
         own = slice(self.indptr[index], self.indptr[index + 1])
         return SparseRow(self.ids[own], self.weights[own])
 
+    def followed_by(self, more: SparseRows) -> SparseRows:
+        """Further titles behind these."""
+        indptr = np.concatenate([self.indptr, self.indptr[-1] + more.indptr[1:]])
+        ids, weights = np.concatenate([self.ids, more.ids]), np.concatenate([self.weights, more.weights])
+        return SparseRows(indptr, ids, weights)
+
     def select(self, rows: Int64Array) -> SparseRows:
         """The given rows in the given order."""
         return SparseRows.of(self.row(int(row)) for row in rows)

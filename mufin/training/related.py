@@ -11,13 +11,11 @@ import numpy as np
 import scipy.sparse
 
 from mufin.inputs import FloatArray
-from mufin.related_labels import NEIGHBOURS, LabelNeighbours, RelatedLabels
+from mufin.related_labels import NEIGHBOURS, LabelNeighbours, RelatedLabels, by_title, nearest_labels
 from mufin.relevance import Relevance
 from mufin.title_ridge import MOST_LABELS
 from mufin.title_words import SparseRows
 
-_SHARPNESS = 6
-"""Power of the titles' similarity: labels of about one meaning count, those that share a word do not."""
 _LABELS_AT_ONCE = 512
 
 
@@ -38,15 +36,12 @@ def related_labels(
     frequency = np.maximum(relevance.label_frequency(), 1).astype(np.float32)
 
     def like(block: slice) -> FloatArray:
-        cosines = 0.5 * ((titles[block] @ titles.T).toarray() + sentences[block] @ sentences.T)
-        return np.asarray(np.maximum(cosines, 0) ** _SHARPNESS, dtype=np.float32)
+        return by_title(np.float32(0.5) * ((titles[block] @ titles.T).toarray() + sentences[block] @ sentences.T))
 
     def shared(block: slice) -> FloatArray:
         return np.asarray((by_label[block] @ pairs).toarray() / frequency[block, None], dtype=np.float32)
 
-    nearest = _nearest(count, like)
-    total = np.maximum(nearest.weights.sum(axis=1, keepdims=True), 1e-9)
-    return RelatedLabels(LabelNeighbours(nearest.labels, nearest.weights / total), _nearest(count, shared))
+    return RelatedLabels(_nearest(count, like).shares(), _nearest(count, shared))
 
 
 def _nearest(count: int, similarity: Callable[[slice], FloatArray]) -> LabelNeighbours:
@@ -58,12 +53,8 @@ def _nearest(count: int, similarity: Callable[[slice], FloatArray]) -> LabelNeig
         block = slice(start, min(start + _LABELS_AT_ONCE, count))
         own = similarity(block)
         own[np.arange(len(own)), np.arange(block.start, block.stop)] = -1  # nobody is beside itself
-        least = np.partition(own, count - most, axis=1)[:, count - most]
         for row, similar in enumerate(own):
-            # One of similarity 0 says nothing; a place without a neighbour has weight 0.
-            near = np.flatnonzero((similar >= least[row]) & (similar > 0))
-            # Stable, so that equal labels come in their order on every machine.
-            near = near[np.argsort(-similar[near], kind="stable")[:most]]
+            near = nearest_labels(similar, most)
             labels[start + row, : len(near)] = near
             weights[start + row, : len(near)] = similar[near]
     return LabelNeighbours(labels, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from mufin.training.recipe import train
 from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.training.tiny_config import tiny_config
+
+NO_PICTURE = np.zeros((0, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +139,54 @@ def test_probabilities_fall_with_scores(predictor: Predictor, bags: list[Product
         assert ((ranking.probabilities >= 0) & (ranking.probabilities <= 1)).all()
 
 
-def test_labels_of_such_a_bundle_are_not_changed(bundle: Path, tmp_path: Path) -> None:
-    """Refused with the reason and what to do instead, for adding and removing."""
-    (tmp_path / "more.jsonl").write_text('{"id": "new", "title": "new thing"}\n')
-    (tmp_path / "less.txt").write_text("q1\n")
-    for change, name in ((add_labels, "more.jsonl"), (remove_labels, "less.txt")):
-        with pytest.raises(BundleError, match=r"learned combination.*train and export again") as caught:
-            change(bundle, tmp_path / name, tmp_path / "out", lambda *_: None)
-        assert str(bundle) in str(caught.value)
-        assert not (tmp_path / "out").exists()
+def test_a_label_is_added_without_training(bundle: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """Found by its title's words though the shortlist is short, marked as untrained; the bundle proves itself."""
+    (tmp_path / "more.jsonl").write_text(
+        '{"id": "new", "title": "mug red no 3"}\n{"id": "other", "title": "quite another thing"}\n'
+    )
+    done = add_labels(bundle, tmp_path / "more.jsonl", tmp_path / "grown", lambda *_: None)
+    assert done.parity.passed and done.labels == predictor.labels.size + 2
+    grown = open_predictor(tmp_path / "grown")
+    ranking = grown.rank(grown.embed(["mug no 3"], [NO_PICTURE]), grown.labels.size)[0]
+    found = {label.id: label for label in grown.labels.describe(ranking.labels)}
+    assert found["new"].source == "encoder"
+    known = grown.shortlist_without(grown.embed(["mug no 3"], [NO_PICTURE]), 1)[0].evidence
+    assert known is not None
+    new = np.asarray([found["new"].index])
+    assert known.title_match(new)[0] > 0 and known.sentence_match(new)[0] > 0
+    assert not known.own_products(new).any()
+
+
+def test_labels_are_taken_out(bundle: Path, predictor: Predictor, bags: list[ProductBag], tmp_path: Path) -> None:
+    """A few behind tombstones, many cleared away: neither is brought back by what evidence knows of it."""
+    ids = [label.id for label in predictor.labels.describe(np.arange(predictor.labels.size))]
+    for count, compacted in ((1, False), (len(ids) // 3, True)):
+        gone = ids[:count]
+        (tmp_path / "less.txt").write_text("\n".join(gone) + "\n")
+        done = remove_labels(bundle, tmp_path / "less.txt", tmp_path / f"less-{count}", lambda *_: None)
+        assert done.parity.passed and done.compacted == compacted and done.labels == len(ids) - count
+        left = open_predictor(tmp_path / f"less-{count}")
+        for ranking in left.rank(bags, done.labels):
+            answered = {label.id for label in left.labels.describe(ranking.labels)}
+            assert answered and not answered & set(gone)
+
+
+def test_a_bundle_goes_through_many_updates(bundle: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """Added, removed, cleared away and added again: labels keep their own titles, which evidence goes by number."""
+    (tmp_path / "more.jsonl").write_text('{"id": "new", "title": "mug red no 3"}\n')
+    ids = [label.id for label in predictor.labels.describe(np.arange(predictor.labels.size))]
+    (tmp_path / "less.txt").write_text("\n".join(ids[::3]) + "\n")
+    add_labels(bundle, tmp_path / "more.jsonl", tmp_path / "one", lambda *_: None)
+    assert remove_labels(tmp_path / "one", tmp_path / "less.txt", tmp_path / "two", lambda *_: None).compacted
+    (tmp_path / "more.jsonl").write_text(json.dumps({"id": ids[0], "title": "mug blue no 1"}) + "\n")
+    done = add_labels(tmp_path / "two", tmp_path / "more.jsonl", tmp_path / "three", lambda *_: None)
+    assert done.parity.passed
+    last = open_bundle(tmp_path / "three")
+    assert last.evidence is not None
+    for label in range(last.manifest.sizes.labels):
+        _, title, _, _ = last.labels.fields(label)
+        own = last.evidence.label_words
+        np.testing.assert_array_equal(own.row(label).ids, last.evidence.words.row(title).ids)
 
 
 def test_files_of_the_combination_are_part_of_the_identity(bundle: Path) -> None:

@@ -61,6 +61,19 @@ def test_a_flat_curve_moves_nothing() -> None:
     assert as_trained(spec, "title", fused, cosines, np.array([True, True])).tolist() == fused.tolist()
 
 
+def test_differences_of_untrained_scores_are_stretched_by_the_steepest_calibration() -> None:
+    """As ``as_trained`` stretches them; a modality whose trained curve is flat moves nothing."""
+    spec = ScoreSpec(
+        50, 0.7, calibration_both=Calibration(4.0, -1.0), calibration_untrained_both=Calibration(6.0, 1.0),
+        calibration_title=Calibration(0.0, 0.3), calibration_untrained_title=Calibration(9.0, 1.0),
+        calibration_images=Calibration(2.0, 0.0), calibration_untrained_images=Calibration(5.0, 0.0),
+    )  # fmt: skip
+    assert spec.untrained_stretch == 2.5
+    scores, cosines = np.array([0.1, 0.3], dtype=np.float32), np.zeros(2, dtype=np.float32)
+    moved = as_trained(spec, "images", scores, cosines, np.array([True, True]))
+    assert moved[1] - moved[0] == pytest.approx(2.5 * 0.2, abs=1e-6)
+
+
 @pytest.mark.parametrize("k", [0, 1, 3, 7, 39, 40, 41])
 def test_the_best_k_are_the_head_of_all_in_order(k: int) -> None:
     """Equal scores by ascending label, also where the cut falls among them; what is no number comes last."""
