@@ -84,7 +84,10 @@ SINGLE_MODALITIES = ("labels by title and images alone, too", "shortlist.modalit
 """The same, where there are pictures."""
 EARLY_FUSION = "network.early_fusion=true"
 """Where title encoders are trained and there are pictures: the full model with it, too."""
-FULL_OPTIONS = (("with tail calibration", "combination.tail_calibration=0.1"),)
+FULL_OPTIONS = (
+    ("with tail calibration", "combination.tail_calibration=0.1"),
+    ("compared by lists", "combination.exact_products=1"),
+)
 """(what is other than in the recipe, its changes); to be compared with the full model."""
 
 

@@ -66,8 +66,9 @@ def _fused(
             )  # fmt: skip
             fused[row, :count] = combination(features)
         fused[row, :count] = as_trained(
-            spec, _modality(golden, row), fused[row, :count], cosines[row, :count], bundle.records.untrained(own)
-        )
+            spec, _modality(golden, row), fused[row, :count], cosines[row, :count], bundle.records.untrained(own),
+            bundle.manifest.sizes.encoders.same_item,
+        )  # fmt: skip
     return fused
 
 

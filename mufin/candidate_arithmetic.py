@@ -13,6 +13,7 @@ import numpy as np
 
 from mufin.compilation import Kernel, begin, compile_only, kept
 from mufin.inputs import FloatArray, Int64Array
+from mufin.title_words import Postings, SparseRow
 
 
 class Arithmetic(Protocol):
@@ -21,13 +22,16 @@ class Arithmetic(Protocol):
     def best(self, scores: FloatArray, most: int, above_zero: bool) -> Int64Array:
         """Where the ``most`` highest of (n,) scores stand, falling, ties to the first; those above 0 alone where asked."""
 
+    def word_cosines(self, title: SparseRow, postings: Postings) -> FloatArray:
+        """(N,) cosines of a title with those of ``postings``."""
+
     def votes(
         self, rows: Int64Array, cosines: FloatArray, first: Int64Array, labels: Int64Array, near: int,
         near_sharpness: float, wide_sharpness: float,
     ) -> tuple[Int64Array, FloatArray, FloatArray]:  # fmt: skip
         """What (n,) ``rows``, nearest first, vote for: labels, ascending, and their shares of near and of wide votes.
 
-        A row of cosine c votes exp(sharpness * (c - best)); the first ``near`` rows for the former, all for the latter.
+        ``cosines``: (n,) theirs. A row of cosine c votes exp(sharpness * (c - best)); the first ``near`` rows for the former, all for the latter.
         ``first``, ``labels``: the rows' labels in CSR form.
         """
 
@@ -52,6 +56,13 @@ class Arithmetic(Protocol):
 
 
 class _Numpy:
+    def word_cosines(self, title: SparseRow, postings: Postings) -> FloatArray:
+        scores = np.zeros(postings.count, dtype=np.float32)
+        for word, weight in zip(title.ids.tolist(), title.weights.tolist(), strict=True):
+            own = slice(postings.indptr[word], postings.indptr[word + 1])
+            scores[postings.rows[own]] += weight * postings.weights[own]  # a title has a word once: no row repeats
+        return scores
+
     def best(self, scores: FloatArray, most: int, above_zero: bool) -> Int64Array:
         # Not by argpartition, which chooses among ties by the processor. Scores above 0 apart from the others: few
         # among many zeros, as words give them, are what a partition is slowest with.
@@ -67,11 +78,10 @@ class _Numpy:
         near_sharpness: float, wide_sharpness: float,
     ) -> tuple[Int64Array, FloatArray, FloatArray]:  # fmt: skip
         sizes = first[rows + 1] - first[rows]
-        own = cosines[rows]
         found, place = np.unique(labels[_entries(first[rows], sizes)], return_inverse=True)
         shares = []
         for count, sharpness in ((near, near_sharpness), (len(rows), wide_sharpness)):
-            weights = np.exp(np.float32(sharpness) * (own[:count] - own[0]))
+            weights = np.exp(np.float32(sharpness) * (cosines[:count] - cosines[0]))
             each = np.repeat(weights / weights.sum(), sizes[:count])
             counted = np.bincount(place[: len(each)], weights=each, minlength=len(found))
             shares.append(counted.astype(np.float32))
@@ -138,6 +148,14 @@ class _Compiled:
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
 
+    def word_cosines(self, title: SparseRow, postings: Postings) -> FloatArray:
+        scores = np.zeros(postings.count, dtype=np.float32)
+        self._kernels.add_weights(
+            _whole(title.ids), _floats(title.weights), _whole(postings.indptr), _whole(postings.rows),
+            _floats(postings.weights), scores,
+        )  # fmt: skip
+        return scores
+
     def best(self, scores: FloatArray, most: int, above_zero: bool) -> Int64Array:
         return cast(Int64Array, self._kernels.best(_floats(scores), most, above_zero))
 
@@ -187,6 +205,7 @@ def compile_here() -> None:
     own = _Compiled(compile_only(_kernels()))
     floats, whole = np.zeros(2, dtype=np.float32), np.zeros(2, dtype=np.int64)
     own.best(floats, 1, True)
+    own.word_cosines(SparseRow(whole, floats), Postings(whole, whole, floats, 2))
     own.votes(whole, floats, whole, whole, 1, 1.0, 1.0)
     own.own_products(whole, whole, whole, floats)
     own.spread(whole, floats, whole[None], floats[None])

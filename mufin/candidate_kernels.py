@@ -18,6 +18,15 @@ _TINY = np.float32(1e-6)
 
 
 @compiled
+def add_weights(ids: Any, own: Any, first: Any, rows: Any, weights: Any, scores: Any) -> None:
+    """Of each id the weights of its rows, times its own, added to theirs."""
+    for place in range(len(ids)):
+        weight = own[place]
+        for entry in range(first[ids[place]], first[ids[place] + 1]):
+            scores[rows[entry]] += weight * weights[entry]
+
+
+@compiled
 def best(scores: Any, most: Any, above_zero: Any) -> Any:
     """A list of the highest so far, falling, into which few of many scores ever come."""
     rows, kept = np.empty(most, np.int64), np.empty(most, np.float32)
@@ -50,7 +59,7 @@ def votes(rows: Any, cosines: Any, first: Any, labels: Any, near: Any, near_shar
     near_weights, wide_weights = np.zeros(len(rows), np.float32), np.empty(len(rows), np.float32)
     near_total, wide_total = _ZERO, _ZERO
     for place in range(len(rows)):
-        beside = cosines[rows[place]] - cosines[rows[0]]
+        beside = cosines[place] - cosines[0]
         wide_weights[place] = np.float32(math.exp(wide_sharpness * beside))
         wide_total += wide_weights[place]
         if place < near:
@@ -144,4 +153,4 @@ def standings(scores: Any, falling: Any, leading: Any, widest: Any, same: Any) -
     return found
 
 
-KERNELS = (best, votes, own_products, spread, standings)
+KERNELS = (add_weights, best, votes, own_products, spread, standings)

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{bundle}: {predictor.bundle_id} {'ok' if parity.passed else 'computes something else'}")
                 if not parity.passed:
                     print(parity.table(), file=sys.stderr)
+                elif parity.advice:
+                    print(f"{bundle}: warning: {parity.advice}", file=sys.stderr)
         except MufinError as error:
             failed = True
             print(f"check_bundle: {error}", file=sys.stderr)

@@ -19,10 +19,13 @@ from mufin.related_labels import RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import Postings, SparseRow, SparseRows, TitleWords
+from mufin.vector_lists import VectorLists
 from mufin.vector_rows import VectorRows
 
-MOST_PRODUCTS = 100_000
-"""Training products at the most: a request is compared with every one, some milliseconds at so many (docs/performance.md)."""
+MOST_PRODUCTS = 500_000
+"""Training products at the most: so many were measured (docs/performance.md), and what is known of each is in memory, some 2 KB."""
+OWN_PRODUCTS = 16
+"""Training products of a label that a title is compared with where there are lists, evenly spread over all of them."""
 CANDIDATES = 50
 NEAR, WIDE = (10, 20.0), (100, 10.0)
 """(neighbours, sharpness): a neighbour of cosine c votes exp(sharpness * (c - best)) for its labels. Soft
@@ -54,6 +57,31 @@ class Votes:
 _NO_VOTES = Votes(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32), 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class ProductLists:
+    """Which of many training products are worth comparing with a product; without, it is compared with every one."""
+
+    by_embedding: VectorLists
+    by_sentence: VectorLists
+
+
+@dataclass(frozen=True, slots=True)
+class TitleCosines:
+    """Cosines of a title with the training products, by words and sentence together, of those that are asked for."""
+
+    words: FloatArray
+    """(N,) of the words alone"""
+    sentence: FloatArray
+    """(W,)"""
+    sentences: VectorRows
+    """(N, W)"""
+
+    def of(self, rows: Int64Array) -> FloatArray:
+        """(n,) of (n,) training products."""
+        said = self.sentences.products_of(rows, self.sentence)
+        return np.asarray(np.float32(0.5) * (self.words[rows] + said), dtype=np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class ProductEvidence:
     """All of one product."""
@@ -71,10 +99,10 @@ class ProductEvidence:
     """(W,) of the title"""
     label_sentences: VectorRows
     """(L, W) of the labels' titles"""
-    title_products: FloatArray
-    """(N,) cosines with the training products by words and sentence together; 0 without a title"""
+    title_products: FloatArray | TitleCosines
+    """(N,) cosines with the training products by words and sentence together, 0 without a title; or what finds them"""
     label_products: Relevance
-    """(L, N) training products of each label"""
+    """(L, N) training products of each label; ``OWN_PRODUCTS`` of them where there are lists"""
     related: RelatedLabels | None
     """None where there are too many labels for it"""
     arithmetic: Arithmetic
@@ -109,8 +137,15 @@ class ProductEvidence:
 
         0 for a label that has none, and the second for one that has a single one.
         """
-        own = self.label_products
-        return self.arithmetic.own_products(labels, own.indptr, own.indices, self.title_products)
+        own, cosines = self.label_products, self.title_products
+        if not isinstance(cosines, TitleCosines):
+            return self.arithmetic.own_products(labels, own.indptr, own.indices, cosines)
+        known = np.flatnonzero(labels < own.row_count)
+        part, found = own.select(labels[known]), np.zeros((3, len(labels)), dtype=np.float32)
+        entries = np.arange(len(part.indices), dtype=np.int64)
+        places = np.arange(len(known), dtype=np.int64)
+        found[:, known] = self.arithmetic.own_products(places, part.indptr, entries, cosines.of(part.indices))
+        return found
 
     def of_related(self, labels: Int64Array) -> FloatArray:
         """(3, m) what is said of the labels beside (m,) labels: ridge scores and title votes of those of like titles,
@@ -129,18 +164,6 @@ class ProductEvidence:
 def _of_known(scores: FloatArray, labels: Int64Array) -> FloatArray:
     known = np.minimum(labels, len(scores) - 1)
     return np.where(labels < len(scores), scores[known], np.float32(0)).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class _OfTitle:
-    """What a title's sentence says."""
-
-    sentence: FloatArray
-    """(W,)"""
-    products: FloatArray
-    """(N,) cosines with the training products' sentences"""
-    ridge: FloatArray | None
-    """(L,) None where there are no ridge classifiers"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +187,8 @@ class Evidence:
     """None where the catalogue is too large for it"""
     related: RelatedLabels | None = None
     """The same"""
+    lists: ProductLists | None = None
+    """None: a product is compared with every training product"""
 
     @cached_property
     def _arithmetic(self) -> Arithmetic:
@@ -177,7 +202,8 @@ class Evidence:
     @cached_property
     def _label_products(self) -> Relevance:
         rows, labels = self.relevance.to_pairs()
-        return Relevance.from_pairs(labels, rows, self.relevance.label_count, self.relevance.row_count)
+        found = Relevance.from_pairs(labels, rows, self.relevance.label_count, self.relevance.row_count)
+        return found if self.lists is None else _thinned(found, OWN_PRODUCTS)
 
     @cached_property
     def _product_postings(self) -> Postings:
@@ -195,53 +221,107 @@ class Evidence:
         products, sentences, label_sentences = (
             replace(own, kernel=kernel) for own in (self.products, self.sentences, self.label_sentences)
         )
-        return replace(self, products=products, sentences=sentences, label_sentences=label_sentences, ridge=ridge)
+        lists = self.lists
+        if lists is not None:
+            lists = ProductLists(lists.by_embedding.with_kernel(kernel), lists.by_sentence.with_kernel(kernel))
+        return replace(
+            self, products=products, sentences=sentences, label_sentences=label_sentences, ridge=ridge, lists=lists
+        )
 
     def of(
         self, embeddings: FloatArray, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]
     ) -> list[ProductEvidence]:
         """Evidence of B products: embeddings (B, D), the titles' words and sentences (W,), None without a title."""
-        said = self._of_titles(titles, sentences)
+        ridge = self._ridge(titles, sentences)
+        if self.lists is not None:
+            asked = zip(embeddings, titles, sentences, ridge, strict=True)
+            return [self._of_near(self.lists, *product) for product in asked]
         cosines = self.products.products(embeddings)
-        return [self._of_one(*product) for product in zip(cosines, titles, said, strict=True)]
-
-    def _of_titles(
-        self, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]
-    ) -> list[_OfTitle | None]:
         rows = [row for row, sentence in enumerate(sentences) if sentence is not None]
-        found: list[_OfTitle | None] = [None] * len(sentences)
-        if not rows:
-            return found
-        stacked = np.stack([own for own in sentences if own is not None])
-        products = self.sentences.products(stacked)
-        ridge = None if self.ridge is None else self.ridge.scores([titles[row] for row in rows], stacked)
-        for place, row in enumerate(rows):
-            found[row] = _OfTitle(stacked[place], products[place], None if ridge is None else ridge[place])
+        said = dict(zip(rows, self.sentences.products(_stacked(sentences, rows)), strict=True)) if rows else {}
+        return [
+            self._of_one(cosines[row], titles[row], sentences[row], said.get(row), ridge[row])
+            for row in range(len(titles))
+        ]
+
+    def _ridge(self, titles: Sequence[SparseRow | None], sentences: Sequence[FloatArray | None]) -> list[FloatArray]:
+        """(L,) of each product; 0 where there are no ridge classifiers, or no title."""
+        nothing = np.zeros(len(self.label_words), dtype=np.float32)
+        found = [nothing] * len(titles)
+        rows = [row for row, sentence in enumerate(sentences) if sentence is not None]
+        if self.ridge is not None and rows:
+            scores = self.ridge.scores([titles[row] for row in rows], _stacked(sentences, rows))
+            for row, own in zip(rows, scores, strict=True):
+                found[row] = own
         return found
 
-    def _of_one(self, cosines: FloatArray, title: SparseRow | None, of_title: _OfTitle | None) -> ProductEvidence:
-        """``cosines``: (N,) of its embedding with the training products'."""
-        by_words = by_title = _NO_VOTES
-        matches = ridge = np.zeros(len(self.label_words), dtype=np.float32)
-        words = titles = np.zeros(len(self.products), dtype=np.float32)
-        if title is not None and len(title.ids):
-            words = self._product_postings.cosines(title)
-            by_words = self._votes(words)
-            matches = self._label_postings.cosines(title)
-        if of_title is not None:
-            titles = np.float32(0.5) * (words + of_title.products)
+    def _of_one(
+        self, cosines: FloatArray, title: SparseRow | None, sentence: FloatArray | None, said: FloatArray | None,
+        ridge: FloatArray,
+    ) -> ProductEvidence:  # fmt: skip
+        """``cosines``, ``said``: (N,) of its embedding and its sentence with the training products'."""
+        words, by_words, matches = self._of_words(title)
+        titles, by_title = np.zeros(len(self.products), dtype=np.float32), _NO_VOTES
+        if said is not None:
+            titles = np.float32(0.5) * (words + said)
             by_title = self._votes(titles)
-            ridge = ridge if of_title.ridge is None else of_title.ridge
         return ProductEvidence(
-            self._votes(cosines), by_words, by_title, matches, ridge, None if of_title is None else of_title.sentence,
-            self.label_sentences, titles, self._label_products, self.related, self._arithmetic,
+            self._votes(cosines), by_words, by_title, matches, ridge, sentence, self.label_sentences, titles,
+            self._label_products, self.related, self._arithmetic,
         )  # fmt: skip
 
-    def _votes(self, cosines: FloatArray) -> Votes:
-        """Of training products with (N,) cosines."""
+    def _of_near(
+        self, lists: ProductLists, embedding: FloatArray, title: SparseRow | None, sentence: FloatArray | None,
+        ridge: FloatArray,
+    ) -> ProductEvidence:  # fmt: skip
+        """The same, compared with the training products of the lists nearest to it, and with those of like words."""
+        words, by_words, matches = self._of_words(title)
+        near = lists.by_embedding.near(embedding, self._arithmetic)
+        titles: FloatArray | TitleCosines = np.zeros(len(self.products), dtype=np.float32)
+        by_title = _NO_VOTES
+        if sentence is not None:
+            titles = TitleCosines(words, sentence, self.sentences)
+            by_words_alone = self._arithmetic.best(words, WIDE[0], True)
+            rows = np.union1d(lists.by_sentence.near(sentence, self._arithmetic), by_words_alone)
+            by_title = self._votes(titles.of(rows), rows)
+        return ProductEvidence(
+            self._votes(self.products.products_of(near, embedding), near), by_words, by_title, matches, ridge,
+            sentence, self.label_sentences, titles, self._label_products, self.related, self._arithmetic,
+        )  # fmt: skip
+
+    def _of_words(self, title: SparseRow | None) -> tuple[FloatArray, Votes, FloatArray]:
+        """(N,) cosines of a title's words with the training products', their votes, and (L,) those with the labels'."""
+        if title is None or not len(title.ids):
+            nothing = np.zeros(len(self.products), np.float32), np.zeros(len(self.label_words), np.float32)
+            return nothing[0], _NO_VOTES, nothing[1]
+        words = self._arithmetic.word_cosines(title, self._product_postings)
+        return words, self._votes(words), self._arithmetic.word_cosines(title, self._label_postings)
+
+    def _votes(self, cosines: FloatArray, rows: Int64Array | None = None) -> Votes:
+        """Of training products ``rows`` (n,) with (n,) cosines; None: of all."""
+        if not len(cosines):
+            return _NO_VOTES
         (near, near_sharpness), (wide, wide_sharpness) = NEAR, WIDE
-        nearest = self._arithmetic.best(cosines, wide, False)
+        places = self._arithmetic.best(cosines, wide, False)
+        nearest = places if rows is None else rows[places]
         labels, near_shares, wide_shares = self._arithmetic.votes(
-            nearest, cosines, self.relevance.indptr, self.relevance.indices, near, near_sharpness, wide_sharpness
-        )
-        return Votes(labels, near_shares, wide_shares, float(cosines[nearest[0]]))
+            nearest, cosines[places], self.relevance.indptr, self.relevance.indices, near, near_sharpness,
+            wide_sharpness,
+        )  # fmt: skip
+        return Votes(labels, near_shares, wide_shares, float(cosines[places[0]]))
+
+
+def _stacked(sentences: Sequence[FloatArray | None], rows: Sequence[int]) -> FloatArray:
+    return np.stack([own for row in rows if (own := sentences[row]) is not None])
+
+
+def _thinned(products: Relevance, most: int) -> Relevance:
+    """At most ``most`` of each row, evenly spread."""
+    sizes = products.row_sizes()
+    kept = np.minimum(sizes, most)
+    first = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    place = np.arange(first[-1]) - np.repeat(first[:-1], kept)
+    entry = np.repeat(products.indptr[:-1], kept) + place * np.repeat(sizes, kept) // np.maximum(
+        np.repeat(kept, kept), 1
+    )
+    return Relevance(first, products.indices[entry], products.label_count)

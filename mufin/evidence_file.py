@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mufin.errors import BundleError
-from mufin.evidence import Evidence
+from mufin.evidence import Evidence, ProductLists
 from mufin.inputs import FloatArray
 from mufin.label_filters import write_arrays
 from mufin.related_labels import LabelNeighbours, RelatedLabels
 from mufin.relevance import Relevance
 from mufin.title_ridge import TitleRidge
 from mufin.title_words import SparseRows, TitleWords
+from mufin.vector_lists import VectorLists
 from mufin.vector_rows import VectorRows
 
 EVIDENCE_FILE = "evidence.npz"
@@ -42,10 +43,20 @@ def write_evidence(path: Path, evidence: Evidence) -> None:
     if evidence.related is not None:
         for name, own in (("like", evidence.related.like), ("companions", evidence.related.companions)):
             arrays |= {f"{name}_labels": own.labels.astype(np.int32), f"{name}_weights": own.weights}
+    if evidence.lists is not None:
+        arrays |= _packed("embedding", evidence.lists.by_embedding)
+        arrays |= _packed("sentence", evidence.lists.by_sentence)
     for name, rows in tables:
         arrays |= {f"{name}_indptr": rows.indptr, f"{name}_ids": rows.ids.astype(np.int32)}
         arrays[f"{name}_weights"] = rows.weights.astype(np.float16 if name == "ridge_words" else np.float32)
     write_arrays(path, arrays)
+
+
+def _packed(name: str, lists: VectorLists) -> dict[str, npt.NDArray[Any]]:
+    return {
+        f"{name}_centres": lists.centres.values, f"{name}_first": lists.first,
+        f"{name}_rows": lists.rows.astype(np.int32), f"{name}_probes": np.asarray(lists.probes, dtype=np.int64),
+    }  # fmt: skip
 
 
 def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
@@ -72,11 +83,14 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
             related = None
             if "like_labels" in arrays:
                 related = RelatedLabels(_neighbours(arrays, "like"), _neighbours(arrays, "companions"))
+            lists = None
+            if "embedding_rows" in arrays:
+                lists = ProductLists(_lists(arrays, "embedding"), _lists(arrays, "sentence"))
             found = Evidence(
                 words, VectorRows.of(arrays["products"]), relevance, _rows(arrays, "product_words"),
                 _rows(arrays, "label_words"), VectorRows.of(arrays["sentences"]),
                 VectorRows.of(arrays["label_sentences"]),
-                ridge, related,
+                ridge, related, lists,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path}: cannot be read ({error}): export again") from error
@@ -91,6 +105,11 @@ def _rows(arrays: Any, name: str) -> SparseRows:
 
 def _neighbours(arrays: Any, name: str) -> LabelNeighbours:
     return LabelNeighbours(arrays[f"{name}_labels"].astype(np.int64), _floats(arrays[f"{name}_weights"]))
+
+
+def _lists(arrays: Any, name: str) -> VectorLists:
+    first, rows = arrays[f"{name}_first"].astype(np.int64), arrays[f"{name}_rows"].astype(np.int64)
+    return VectorLists(VectorRows.of(arrays[f"{name}_centres"]), first, rows, int(arrays[f"{name}_probes"]))
 
 
 def _floats(array: npt.NDArray[Any]) -> FloatArray:
@@ -116,6 +135,12 @@ def _check(path: Path, found: Evidence, known: int) -> None:
                 f"{path}: has neighbours {lowest} to {highest} of {known} labels, {own.labels.shape} of them with "
                 f"{own.weights.shape} weights: export again"
             )
+    if found.lists is not None:
+        for beside_of, lists in (
+            (found.products, found.lists.by_embedding),
+            (found.sentences, found.lists.by_sentence),
+        ):
+            _check_lists(path, lists, beside_of)
     widths = [found.sentences.dimension, found.label_sentences.dimension]
     tables = [found.product_words, found.label_words]
     if found.ridge is not None:
@@ -126,6 +151,19 @@ def _check(path: Path, found: Evidence, known: int) -> None:
     highest = max((int(r.ids.max(initial=-1)) for r in tables), default=-1)
     if highest >= len(found.words):
         raise BundleError(f"{path}: names word {highest} of {len(found.words)}: export again")
+
+
+def _check_lists(path: Path, lists: VectorLists, vectors: VectorRows) -> None:
+    """Each vector stands in one list; compiled code reads wherever a list tells it to."""
+    whole = len(lists.first) == len(lists.centres) + 1 and lists.first[0] == 0 and lists.first[-1] == len(lists.rows)
+    if (
+        not whole or (np.diff(lists.first) < 0).any() or lists.centres.dimension != vectors.dimension
+        or not np.array_equal(np.sort(lists.rows), np.arange(len(vectors))) or not 1 <= lists.probes <= len(lists.centres)
+    ):  # fmt: skip
+        raise BundleError(
+            f"{path}: has {len(lists.rows)} entries in {len(lists.centres)} lists of dimension {lists.centres.dimension}, "
+            f"{lists.probes} of them looked at, for {len(vectors)} vectors of dimension {vectors.dimension}: export again"
+        )
 
 
 def stored(evidence: Evidence) -> Evidence:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mufin.candidate_arithmetic import arithmetic
 from mufin.evidence import Evidence
 from mufin.inputs import FloatArray, Int64Array
 from mufin.related_labels import NEIGHBOURS, LabelNeighbours, RelatedLabels, by_title, nearest_labels
@@ -58,13 +59,14 @@ def _followed_by(before: VectorRows, more: HalfArray) -> VectorRows:
 
 def _like(evidence: Evidence, titles: SparseRows, sentences: FloatArray) -> LabelNeighbours:
     """Those of the labels before whose titles are most like each new one's."""
+    compare = arithmetic(evidence.products.kernel).word_cosines
     postings, count = Postings.of(evidence.label_words, len(evidence.words)), len(evidence.label_words)
     labels = np.zeros((len(titles), NEIGHBOURS), dtype=np.int64)
     weights = np.zeros((len(titles), NEIGHBOURS), dtype=np.float32)
     for start in range(0, len(titles), _LABELS_AT_ONCE):
         said = evidence.label_sentences.products(sentences[start : start + _LABELS_AT_ONCE])
         for row, own in enumerate(said, start):
-            similar = by_title(np.float32(0.5) * (postings.cosines(titles.row(row)) + own))
+            similar = by_title(np.float32(0.5) * (compare(titles.row(row), postings) + own))
             near = nearest_labels(similar, min(NEIGHBOURS, count))
             labels[row, : len(near)], weights[row, : len(near)] = near, similar[near]
     return LabelNeighbours(labels, weights).shares()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mufin.errors import BundleError, ConfigError
 from mufin.inputs import InputSpec
 from mufin.label_records_file import RecordNumber, check_number
-from mufin.scoring import ScoreSpec
+from mufin.scoring import SAME_ITEM, SAME_ITEM_INT8, ScoreSpec
 
 FORMAT_VERSION = 0
 """0 while the format still moves; a newer bundle is refused."""
@@ -81,6 +81,11 @@ class Encoders:
         """The int8 graphs that a bundle must hold for these."""
         pairs = zip(INT8_FILES.values(), (self.text, self.image), strict=True)
         return tuple(name for name, own in pairs if own.precision == "int8")
+
+    @property
+    def same_item(self) -> float:
+        """Cosine from which a product and a label are one item: of all that open the bundle, in fp32, too."""
+        return SAME_ITEM_INT8 if self.int8_files else SAME_ITEM
 
     def graph_file(self, name: str) -> str:
         """The graph that is run for an fp32 graph's name."""
@@ -167,6 +172,12 @@ class Manifest:
     def encoder_id(self) -> str:
         """Equal for two bundles whose items have equal embeddings on the CPU."""
         return self.encoder_id_of(self.sizes.encoders)
+
+    @property
+    def int8_sums_may_overflow(self) -> bool:
+        """Whether it has int8 encoders of 8-bit weights, which need a processor with VNNI."""
+        told = self.provenance.get("encoders")
+        return bool(self.sizes.encoders.int8_files) and not (isinstance(told, Mapping) and told.get("reduce_range"))
 
     def encoder_id_of(self, encoders: Encoders) -> str:
         """The same where other graphs of the bundle are run, so that no cache mixes fp32 and int8 vectors."""

@@ -257,7 +257,8 @@ class Predictor:
         fused = self._fused(bag, shortlist, classifier)
         untrained = self.labels.untrained(shortlist.labels)
         if untrained is not None:
-            fused = as_trained(self.score_spec, bag.modality, fused, shortlist.scores, untrained)
+            same_item = self._bundle.manifest.sizes.encoders.same_item
+            fused = as_trained(self.score_spec, bag.modality, fused, shortlist.scores, untrained, same_item)
         best = top_k(fused, shortlist.labels, k)
         return Ranking(
             labels=shortlist.labels[best],
@@ -349,7 +350,8 @@ class Predictor:
             classifier=self.rerank(bags, expected),
             rankings=[Ranked(own.labels, own.scores) for own in self.rank(bags, golden.k)],
         )
-        return compare(golden, results, self._bundle.manifest.tolerances, self._graphs.encoders)
+        manifest = self._bundle.manifest
+        return compare(golden, results, manifest.tolerances, self._graphs.encoders, manifest.int8_sums_may_overflow)
 
 
 def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:

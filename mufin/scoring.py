@@ -21,8 +21,9 @@ import numpy as np
 from mufin.errors import ConfigError
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 
-_SAME_ITEM = 0.999
-"""Cosine from which a product and a label are taken for one item; int8 encoders move it by some 1e-4."""
+SAME_ITEM, SAME_ITEM_INT8 = 0.999, 0.98
+"""Cosine from which a product and a label are taken for one item. Labels are encoded in fp32; int8 may take the same
+item's cosine with itself to .99 (``Tolerances.int8_cosine``), and does where sums are of 7 bits."""
 
 Modality = Literal["both", "title", "images"]
 """What a product comes with: title and images, a title alone, images alone."""
@@ -223,19 +224,20 @@ def fuse(spec: ScoreSpec, classifier: FloatArray, shortlist: FloatArray) -> Floa
 
 
 def as_trained(
-    spec: ScoreSpec, modality: Modality, fused: FloatArray, cosines: FloatArray, untrained: BoolArray
-) -> FloatArray:
+    spec: ScoreSpec, modality: Modality, fused: FloatArray, cosines: FloatArray, untrained: BoolArray,
+    same_item: float = SAME_ITEM,
+) -> FloatArray:  # fmt: skip
     """(N,) fused scores, those of ``untrained`` labels moved to where a trained label of the same probability lies.
 
     Without this a label whose classifier is its embedding beats nearly every trained one, whatever it is. A label that
-    is the product itself, to judge by the ``cosines``, keeps its score: about that the fit on other products says
-    nothing. Where the trained labels' curve is flat no score has that probability, and all stay as they are.
+    is the product itself, to judge by the ``cosines`` (``same_item`` or more), keeps its score: about that the fit on
+    other products says nothing. Where the trained labels' curve is flat no score has that probability, and all stay as they are.
     """
     trained, own = spec.calibration(modality), spec.untrained_calibration(modality)
     if trained.scale <= 0:
         return fused
     moved = (own.scale * fused.astype(np.float64) + own.offset - trained.offset) / trained.scale
-    return np.asarray(np.where(untrained & (cosines < _SAME_ITEM), moved, fused), dtype=np.float32)
+    return np.asarray(np.where(untrained & (cosines < same_item), moved, fused), dtype=np.float32)
 
 
 def top_k(scores: FloatArray, labels: Int64Array, k: int) -> Int64Array:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mufin.candidate_arithmetic import arithmetic
 from mufin.inputs import FloatArray
 from mufin.title_words import Postings, SparseRow, SparseRows
 from mufin.vector_rows import VectorRows
@@ -42,10 +43,10 @@ class TitleRidge:
 
     def scores(self, titles: Sequence[SparseRow | None], sentences: FloatArray) -> FloatArray:
         """(B, L) of B titles: their words, None for none, and their sentences (B, W)."""
-        found = self.sentences.products(sentences)
+        found, compare = self.sentences.products(sentences), arithmetic(self.sentences.kernel).word_cosines
         for own, title in zip(found, titles, strict=True):
             if title is not None:
-                own += self._postings.cosines(title)
+                own += compare(title, self._postings)
         return found
 
 

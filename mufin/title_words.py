@@ -74,7 +74,7 @@ class SparseRows:
 
 @dataclass(frozen=True, eq=False)
 class Postings:
-    """N titles by word: which of them have it, and with what weight."""
+    """N titles by word: which of them have it, and with what weight; ``candidate_arithmetic`` compares a title by them."""
 
     indptr: Int64Array
     """(V + 1,)"""
@@ -93,14 +93,6 @@ class Postings:
         counts = np.bincount(titles.ids, minlength=vocabulary)
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(indptr, rows[order], titles.weights[order], len(titles))
-
-    def cosines(self, title: SparseRow) -> FloatArray:
-        """(N,) of one title with all."""
-        scores = np.zeros(self.count, dtype=np.float32)
-        for word, weight in zip(title.ids.tolist(), title.weights.tolist(), strict=True):
-            own = slice(self.indptr[word], self.indptr[word + 1])
-            scores[self.rows[own]] += weight * self.weights[own]  # a title has a word once, so no row repeats
-        return scores
 
 
 @dataclass(frozen=True, eq=False)

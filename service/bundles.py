@@ -31,6 +31,11 @@ class Replay(Protocol):
         """Whether every stage lies within its tolerance."""
         ...
 
+    @property
+    def advice(self) -> str:
+        """What to mend though every stage passed; empty where there is nothing."""
+        ...
+
     def table(self) -> str:
         """The comparison, for people."""
         ...
@@ -124,6 +129,8 @@ class OpenBundle:
     model: Model
     opened_seconds: float
     """How long opening, verifying and replaying took."""
+    advice: str
+    """What to mend, though its golden items came out right"""
 
     def facts(self) -> dict[str, Any]:
         """What GET /bundles shows."""
@@ -167,10 +174,10 @@ class Opener:
     async def open(self, place: Place) -> OpenBundle:
         """Open, verify, warm. Raises BundleError."""
         began = time.monotonic()
-        model = await asyncio.to_thread(self._open_and_replay, place.folder)
-        return OpenBundle(place, model, time.monotonic() - began)
+        model, advice = await asyncio.to_thread(self._open_and_replay, place.folder)
+        return OpenBundle(place, model, time.monotonic() - began, advice)
 
-    def _open_and_replay(self, folder: Path) -> Model:
+    def _open_and_replay(self, folder: Path) -> tuple[Model, str]:
         """Readiness means that a real inference has run and came out right (pytorch/serve#1531)."""
         model = self.open_model(folder, self.verify, self.intra_op_threads, self.resident)
         replay = model.replay_golden()
@@ -179,7 +186,7 @@ class Opener:
                 f"{folder}: golden items do not come out as at export, so this machine or its libraries compute "
                 f"differently: export again here, or install the versions in the manifest's provenance\n{replay.table()}"
             )
-        return model
+        return model, replay.advice
 
 
 async def open_bundles(folders: Mapping[Endpoint, Path], opener: Opener) -> dict[Endpoint, OpenBundle]:

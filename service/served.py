@@ -166,6 +166,10 @@ class Served:
         self._alive.add(bundle)
         self._slots[endpoint] = _Slot(recommender, bundle.place)
         self.metrics.show_bundle(endpoint, bundle.model)
+        if bundle.advice:
+            get_logger().warning(
+                "bundle_to_mend", endpoint=f"/{endpoint}", folder=bundle.place.folder.name, advice=bundle.advice
+            )
 
 
 async def _repeat(look: Callable[[], Awaitable[None]], seconds: float) -> None:

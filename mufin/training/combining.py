@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mufin.combination import FEATURES, Combination, candidate_features
-from mufin.evidence import Evidence, ProductEvidence
+from mufin.evidence import WIDE, Evidence, ProductEvidence, ProductLists
 from mufin.evidence_file import stored
 from mufin.inputs import BoolArray, FloatArray, Int64Array
 from mufin.relevance import Relevance
@@ -28,6 +28,7 @@ from mufin.training.item_arrays import ItemArrays
 from mufin.training.model import ItemEncoder, Mufin, backbone_width
 from mufin.training.related import related_labels
 from mufin.training.ridge import fit_title_ridge
+from mufin.training.vector_lists import fit_lists
 from mufin.vector_rows import VectorRows
 
 _PRODUCTS_AT_ONCE = 256
@@ -101,20 +102,23 @@ class CombinedCandidates:
 
 def gather_evidence(
     words: TitleWords, product_words: SparseRows, label_words: SparseRows, train_rows: Int64Array, train: Relevance,
-    embeddings: FloatArray, sentences: FloatArray, label_sentences: FloatArray,
+    embeddings: FloatArray, sentences: FloatArray, label_sentences: FloatArray, lists_seed: int | None = None,
 ) -> Evidence:  # fmt: skip
     """Evidence of training products ``train_rows`` with ``embeddings`` (N, D), as serving will read it back.
 
-    sentences: of all of Catalogue.products; label_sentences: (L, W).
+    sentences: of all of Catalogue.products; label_sentences: (L, W); lists_seed: None where a product is to be compared
+    with every training product, not with those in the lists nearest to it.
     """
     own, named = np.array(sentences[train_rows], dtype=np.float32), product_words.select(train_rows)
     ridge = fit_title_ridge(named, own, len(words), train)
     related = related_labels(label_words, np.asarray(label_sentences, dtype=np.float32), len(words), train)
+    vectors, said = VectorRows.of(embeddings), VectorRows.of(own)
+    lists = None
+    if lists_seed is not None:
+        lists = ProductLists(*(fit_lists(rows, WIDE[0], lists_seed) for rows in (vectors, said)))
     return stored(
         Evidence(
-            words, VectorRows.of(embeddings), train, named, label_words, VectorRows.of(own),
-            VectorRows.of(label_sentences),
-            ridge, related,
+            words, vectors, train, named, label_words, said, VectorRows.of(label_sentences), ridge, related, lists
         )
     )  # fmt: skip
 

@@ -254,6 +254,9 @@ class CombinationConfig:
     most_lists: int = 12_000
     """Products that teach the combination at the most, the same share of each fold: a list of candidates and what is
     known of them takes some 55 KB, and is held over three times while it is learned from. More are drawn by the seed."""
+    exact_products: int = 100_000
+    """Training products up to which a product is compared with every one; of more, with those in the lists nearest to it
+    (docs/training.md)."""
     tail_calibration: float = 0.0
     """What a label loses for each unit of log(1 + its training products), in standard deviations of the combined score:
     above 0, rare labels are recommended more often, at the cost of accuracy over all (docs/experiments.md)."""
@@ -263,6 +266,7 @@ class CombinationConfig:
             self.tail_calibration == 0 or self.folds >= 2,
             f"combination.tail_calibration is {self.tail_calibration} and folds {self.folds}: it changes a combination, set folds",
         )
+        require(self.exact_products >= 1, f"combination.exact_products is {self.exact_products}, needs at least 1")
         require(self.folds == 0 or self.folds >= 2, f"combination.folds is {self.folds}, needs 0, or 2 or more")
         require(
             self.most_lists >= max(self.folds, 1),

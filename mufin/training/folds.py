@@ -128,8 +128,8 @@ def train_folds(
     count = len(catalogue.splits["train"].products)
     if count > MOST_PRODUCTS:
         raise ConfigError(
-            f"combination.folds is {config.combination.folds} with {count} training products: a request would be compared "
-            f"with every one, which is done up to {MOST_PRODUCTS}; set combination.folds=0"
+            f"combination.folds is {config.combination.folds} with {count} training products: what is known of "
+            f"each is held in memory, which is done up to {MOST_PRODUCTS}; set combination.folds=0"
         )
     numbers = Titles.of(catalogue, config).folds
     alone = replace(config, combination=CombinationConfig(), refit="none")
@@ -138,8 +138,16 @@ def train_folds(
         train(fold_catalogue(catalogue, numbers, fold), alone, folder / FOLDS_FOLDER / str(fold))
 
 
-def combiner_of(session: Session, data: TrainingData, titles: Titles, scratch: Path) -> Combiner:
-    """Evidence of the data's training products as the session's network encodes them now; ``scratch``: a file."""
+def by_product_lists(catalogue: Catalogue, config: TrainConfig) -> bool:
+    """Whether products are compared with those of lists alone: by the whole catalogue, so that what folds teach holds."""
+    return len(catalogue.splits["train"].products) > config.combination.exact_products
+
+
+def combiner_of(session: Session, data: TrainingData, titles: Titles, scratch: Path, lists: bool) -> Combiner:
+    """Evidence of the data's training products as the session's network encodes them now; ``scratch``: a file.
+
+    ``lists``: see ``by_product_lists``.
+    """
     encoder, size, device = session.model.encoder, session.config.encode_batch_size, session.device
     embeddings = embed_items(encoder, data.products, data.train_rows, size, device)
     sentences = title_sentences(encoder, data.products, size, device, scratch.with_name("product-sentences.npy"))
@@ -148,7 +156,7 @@ def combiner_of(session: Session, data: TrainingData, titles: Titles, scratch: P
         label_sentences = title_sentences(encoder, data.labels, size, device, scratch.with_name("label-sentences.npy"))
     evidence = gather_evidence(
         titles.words, titles.products, titles.labels, data.train_rows, data.train, embeddings, sentences,
-        label_sentences,
+        label_sentences, session.config.seed if lists else None,
     )  # fmt: skip
     return Combiner(evidence, titles.products, sentences, None)
 
@@ -171,6 +179,7 @@ def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
     found: list[Lists] = []
     config = session.config
     most = config.combination.most_lists // config.combination.folds
+    listed = by_product_lists(folds.catalogue, config)
     for fold in range(config.combination.folds):
         part = taught_by(fold_catalogue(folds.catalogue, folds.titles.folds, fold), most, config.seed)
         run = load_run(session.folder / FOLDS_FOLDER / str(fold))
@@ -179,7 +188,7 @@ def lessons(session: Session, folds: Folds, bags: Path) -> list[Lists]:
             data = folds.prepare(part, own.model, f"fold-{fold}")
             named = folds.titles.words.rows([label.title for label in part.labels])
             labels = all_labels(own, data, bags.with_name("fold-bags.npy"))
-            combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags)
+            combiner = combiner_of(own, data, replace(folds.titles, labels=named), bags, listed)
             found.append(Lists.of(candidates_of(own, data, labels, combiner, True), data.valid))
         session.reporter.step("scoring folds", fold + 1, config.combination.folds)
     return [own for own in found if len(own)]
@@ -219,7 +228,7 @@ def choose_combination(
             best, chosen, report["kind"] = _worth(figures), kind, kind.name
     if chosen is None:
         return None, report
-    combiner = combiner_of(session, data, folds.titles, bags)
+    combiner = combiner_of(session, data, folds.titles, bags, by_product_lists(folds.catalogue, session.config))
     combination = learn_combination(everything, seed, chosen)
     strength = session.config.combination.tail_calibration
     if strength:

@@ -21,7 +21,7 @@ from mufin.relevance import Relevance
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import Combiner
 from mufin.training.config import CombinationConfig, TrainConfig
-from mufin.training.folds import Folds, Titles, combiner_of
+from mufin.training.folds import Folds, Titles, by_product_lists, combiner_of
 from mufin.training.loop import Session
 from mufin.training.model import Mufin
 
@@ -62,5 +62,6 @@ def refitted(
         return model, means, combiner
     whole = with_validation(folds.catalogue)
     data = folds.prepare(whole, model, REFIT_FOLDER)
-    found = combiner_of(replace(session, model=model), data, Titles.of(whole, session.config), scratch)
+    titles, lists = Titles.of(whole, session.config), by_product_lists(folds.catalogue, session.config)
+    found = combiner_of(replace(session, model=model), data, titles, scratch, lists)
     return model, means, replace(found, combination=combiner.combination)

@@ -27,14 +27,15 @@ from tests.training.tiny_config import tiny_config
 NO_PICTURE = np.zeros((0, 16, 16, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a combination that favours rare labels, trained on both splits in the end; its catalogue lies
-    beside it."""
+@pytest.fixture(scope="module", params=["every product", "lists"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a combination that favours rare labels, trained on both splits in the end, that compares with
+    every training product or with those of lists; its catalogue lies beside it."""
     folder = tmp_path_factory.mktemp("combined")
     make_tiny_catalogue(folder / "catalogue", 140)
     config = tiny_config(
-        "combination.folds=2", "combination.tail_calibration=0.2", "shortlist.size=5", "refit=network"
+        "combination.folds=2", "combination.tail_calibration=0.2", "shortlist.size=5", "refit=network",
+        f"combination.exact_products={10 if request.param == 'lists' else 1000}",
     )  # fmt: skip
     train(read_catalogue(folder / "catalogue"), config, folder / "run", Reporter(quiet=True))
     return folder / "run"

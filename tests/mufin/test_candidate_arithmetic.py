@@ -42,7 +42,7 @@ def test_votes_are_weighted_shares(own: Arithmetic) -> None:
     cosines = random.uniform(-1, 1, 50).astype(np.float32)
     rows = np.argsort(-cosines)[:20]
     rows[3] = 49  # without a label
-    labels, near, wide = own.votes(rows, cosines, relevance.indptr, relevance.indices, 5, 20.0, 10.0)
+    labels, near, wide = own.votes(rows, cosines[rows], relevance.indptr, relevance.indices, 5, 20.0, 10.0)
     assert labels.tolist() == sorted(set(np.concatenate([relevance.row(int(row)) for row in rows]).tolist()))
     for shares, count, sharpness in ((near, 5, 20.0), (wide, 20, 10.0)):
         weights = np.exp(sharpness * (cosines[rows[:count]].astype(np.float64) - cosines[rows[0]]))
@@ -50,7 +50,7 @@ def test_votes_are_weighted_shares(own: Arithmetic) -> None:
         for row, weight in zip(rows[:count], weights / weights.sum(), strict=True):
             expected[relevance.row(int(row))] += weight
         np.testing.assert_allclose(shares, expected[labels], rtol=1e-4, atol=1e-7)
-    nobody = own.votes(np.array([49]), cosines, relevance.indptr, relevance.indices, 5, 20.0, 10.0)
+    nobody = own.votes(np.array([49]), cosines[49:50], relevance.indptr, relevance.indices, 5, 20.0, 10.0)
     assert [len(part) for part in nobody] == [0, 0, 0]
 
 

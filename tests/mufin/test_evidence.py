@@ -15,7 +15,7 @@ import pytest
 from mufin.candidate_arithmetic import arithmetic
 from mufin.compilation import KERNELS, Kernel
 from mufin.errors import BundleError
-from mufin.evidence import NEAR, WIDE, Evidence, ProductEvidence
+from mufin.evidence import NEAR, WIDE, Evidence, ProductEvidence, ProductLists
 from mufin.evidence_file import read_evidence, stored, write_evidence
 from mufin.inputs import FloatArray
 from mufin.related_labels import RelatedLabels
@@ -25,6 +25,7 @@ from mufin.title_ridge import TitleRidge, label_weights
 from mufin.title_words import SparseRow, fit_title_words
 from mufin.training import related as related_module
 from mufin.training.related import related_labels
+from mufin.training.vector_lists import fit_lists
 from mufin.vector_rows import VectorRows
 
 D, L, W = 8, 30, 6
@@ -136,6 +137,7 @@ def test_a_labels_own_products_are_its_vectors(evidence: Evidence) -> None:
     found = _of(evidence, evidence.products.wide[0], title, sentence)
     labels = np.array([4, 29, 0, L + 3, 4])
     best, second, mean = found.own_products(labels)
+    assert isinstance(found.title_products, np.ndarray)
     for place, label in enumerate(labels):
         own = [
             float(found.title_products[row]) for row in range(150) if label in evidence.relevance.row(row).tolist()
@@ -302,15 +304,20 @@ print([sum(own.stats.cache_misses.values()) for own in kernels], min(sum(own.sta
 """
 
 
-def test_what_is_compiled_ahead_is_what_is_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lists", [False, True], ids=["every product", "lists"])
+def test_what_is_compiled_ahead_is_what_is_called(lists: bool, tmp_path: Path) -> None:
     """A bundle's evidence, read and asked, compiles nothing: every kernel's code is found."""
-    write_evidence(tmp_path / "evidence.npz", make_evidence())
+    evidence = make_evidence()
+    if lists:
+        fitted = (fit_lists(rows, WIDE[0], 1) for rows in (evidence.products, evidence.sentences))
+        evidence = replace(evidence, lists=ProductLists(*fitted))
+    write_evidence(tmp_path / "evidence.npz", evidence)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     environment["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
     subprocess.run([sys.executable, "-c", _AHEAD], env=environment, check=True)
     call = [sys.executable, "-c", _SERVED, str(tmp_path / "evidence.npz"), str(D), str(L)]
     found = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout == "[0, 0, 0, 0, 0, 0, 0] 1\n"
+    assert found.stdout == "[0, 0, 0, 0, 0, 0, 0, 0] 1\n"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mufin.errors import ConfigError
+from mufin.manifest import EncoderPrecision, Encoders
 from mufin.scoring import Calibration, ScoreSpec, as_trained, top_k
 
 SPEC = ScoreSpec(50, 0.7, Calibration(4.0, -1.0), Calibration(3.0, -0.5), Calibration(0.0, 0.25))
@@ -59,6 +60,21 @@ def test_a_flat_curve_moves_nothing() -> None:
     )
     fused, cosines = np.array([0.2, 0.9], dtype=np.float32), np.array([0.1, 0.8], dtype=np.float32)
     assert as_trained(spec, "title", fused, cosines, np.array([True, True])).tolist() == fused.tolist()
+
+
+def test_int8_encoders_know_an_item_again_by_less() -> None:
+    """A product's own label has a cosine of .99 with it there, and keeps its score as it does in fp32."""
+    spec = ScoreSpec(
+        50, 0.7, calibration_title=Calibration(4.0, 0.0), calibration_untrained_title=Calibration(2.0, 3.0)
+    )
+    fused, untrained = np.full(3, 0.5, dtype=np.float32), np.array([True, True, True])
+    cosines = np.array([0.9995, 0.99, 0.97], dtype=np.float32)
+    for encoders, expected in (
+        (Encoders(), [0.5, 1.0, 1.0]),
+        (Encoders(text=EncoderPrecision("int8")), [0.5, 0.5, 1.0]),
+    ):
+        found = as_trained(spec, "title", fused, cosines, untrained, encoders.same_item)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_differences_of_untrained_scores_are_stretched_by_the_steepest_calibration() -> None:

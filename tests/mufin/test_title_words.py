@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mufin.candidate_arithmetic import arithmetic
+from mufin.compilation import KERNELS
 from mufin.title_words import Postings, TitleWords, fit_title_words, terms
 
 TITLES = ["Red cotton shirt", "red shirt", "Blue shirt for men", "blue  SHIRT, for women", "", "Größe ß red"]
@@ -56,7 +58,9 @@ def test_postings_give_the_cosine_with_every_title(words: TitleWords) -> None:
         dense[i, rows.row(i).ids] = rows.row(i).weights
     postings = Postings.of(rows, len(words))
     for i in range(len(TITLES)):
-        np.testing.assert_allclose(postings.cosines(rows.row(i)), dense @ dense[i], atol=1e-6)
+        for kernel in KERNELS:
+            found = arithmetic(kernel).word_cosines(rows.row(i), postings)
+            np.testing.assert_allclose(found, dense @ dense[i], atol=1e-6)
 
 
 def test_packing_keeps_every_word(words: TitleWords) -> None:

@@ -129,6 +129,7 @@ class MemoryReplay:
     """What a golden replay found."""
 
     passed: bool = True
+    advice: str = ""
 
     def table(self) -> str:
         return "golden items"
@@ -149,6 +150,7 @@ class MemoryModel:
         default_factory=lambda: ScoreSpec(shortlist_size=20, calibration_both=Calibration(4.0))
     )
     golden_passes: bool = True
+    advice: str = ""
     title_seconds: float = 0.0
     """Makes encoding a title slow."""
     rerank_seconds: float = 0.0
@@ -247,7 +249,7 @@ class MemoryModel:
         return cross_attend(self._attention, bag.slots, self.labels.records(labels))[1]
 
     def replay_golden(self) -> MemoryReplay:
-        return MemoryReplay(self.golden_passes)
+        return MemoryReplay(self.golden_passes, self.advice)
 
 
 TITLES = (

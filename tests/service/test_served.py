@@ -173,6 +173,25 @@ async def test_a_bundle_whose_golden_items_come_out_otherwise_is_refused(tmp_pat
         assert await _answer(client) == "good"
 
 
+async def test_what_is_to_be_mended_of_a_bundle_is_said_at_the_start_and_at_a_swap(tmp_path: Path) -> None:
+    """It is served; the log has the advice, of that bundle alone."""
+    models = {name: MemoryModel(shop(), bundle_id=name, advice=f"mend {name}") for name in ("one", "two")}
+    models["fine"] = MemoryModel(shop(), bundle_id="fine")
+    for name in models:
+        (tmp_path / name).mkdir()
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "one")
+    settings: dict[str, Any] = {"recommend_bundle": link, "bid_queries_bundle": None, "bundle_poll_seconds": 0}
+    with capture_logs() as logs:
+        async with running(open_model=lambda folder, *_: models[folder.name], **settings) as (client, app):
+            for name in ("fine", "two"):
+                point(link, tmp_path / name)
+                await look(app)
+                assert await _answer(client) == name
+    told = [(own["folder"], own["advice"]) for own in logs if own["event"] == "bundle_to_mend"]
+    assert told == [("one", "mend one"), ("two", "mend two")]
+
+
 async def test_requests_under_way_finish_on_the_old_bundle(tmp_path: Path) -> None:
     """A slow title that began before the swap is answered by what it began with; the next one by the new."""
     models = {name: MemoryModel(shop(), bundle_id=name, title_seconds=0.3) for name in ("old", "new")}

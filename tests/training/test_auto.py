@@ -15,7 +15,8 @@ from tests.catalogue_factory import make_tiny_catalogue
 
 
 @pytest.mark.parametrize(
-    ("training", "folds", "batch"), [(500, 4, 256), (8_000, 3, 512), (90_000, 3, 512), (MOST_PRODUCTS + 1, 0, 1023)]
+    ("training", "folds", "batch"),
+    [(500, 4, 256), (8_000, 3, 512), (90_000, 3, 512), (200_000, 3, 512), (MOST_PRODUCTS + 1, 0, 1023)],
 )
 @pytest.mark.parametrize("encoder", ["some/encoder", None])
 def test_every_size_has_a_recipe(training: int, folds: int, batch: int, encoder: str | None) -> None:
@@ -26,6 +27,12 @@ def test_every_size_has_a_recipe(training: int, folds: int, batch: int, encoder:
     if encoder is not None:
         assert config.text.name == encoder
         assert config.text.trainable_layers == (None if training > MOST_PRODUCTS else 0)
+
+
+def test_where_products_are_compared_by_lists_the_reasons_say_so() -> None:
+    """Beyond what is compared one by one."""
+    few, many = (" ".join(recommended(count, 100, False, "some/encoder").reasons) for count in (100_000, 100_001))
+    assert "lists nearest to it" not in few and "lists nearest to it" in many
 
 
 def test_without_pictures_no_room_is_made_for_them() -> None:

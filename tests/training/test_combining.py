@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.combination import FEATURES, Combination
 from mufin.errors import ConfigError
+from mufin.evidence import Evidence
 from mufin.training import folds as folds_module
 from mufin.training.checkpoint import load_run
 from mufin.training.combining import (
@@ -20,6 +22,7 @@ from mufin.training.combining import (
     Lists,
     _network,
     _set_gradients,
+    gather_evidence,
     kinds,
     learn_combination,
     learn_perceptron,
@@ -334,6 +337,37 @@ def test_too_many_training_products_are_refused(
     with pytest.raises(ConfigError, match=r"112 training products.*up to 100; set combination\.folds=0"):
         train(read_catalogue(catalogue_folder), tiny_config(FOLDED), tmp_path / "run", Reporter(quiet=True))
     assert not (tmp_path / "run" / FOLDS_FOLDER).exists()
+
+
+def test_many_products_are_compared_by_lists_in_folds_and_in_the_end(
+    catalogue_folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided by the whole catalogue: a fold has fewer, and with the validation products there are more."""
+    made: list[int] = []
+
+    def gathered(*arguments: Any) -> Evidence:
+        found = gather_evidence(*arguments)
+        assert found.lists is not None
+        made.append(len(found.products))
+        return found
+
+    monkeypatch.setattr(folds_module, "gather_evidence", gathered)
+    catalogue = read_catalogue(catalogue_folder)
+    config = tiny_config(FOLDED, "combination.exact_products=100", "refit=evidence")
+    train(catalogue, config, tmp_path / "run", Reporter(quiet=True))
+    training, validation = (len(catalogue.splits[name].products) for name in ("train", "valid"))
+    assert max(made[:2]) < 100 < training and made[2:] == [training, training + validation]
+    run = load_run(tmp_path / "run")
+    assert run.evidence is not None and run.evidence.lists is not None
+    assert len(run.evidence.lists.by_sentence) == training + validation
+    plain = load_run(finished).evidence
+    assert plain is not None and plain.lists is None
+
+
+def test_a_limit_of_no_product_is_refused() -> None:
+    """Named with the value."""
+    with pytest.raises(ConfigError, match=r"exact_products is 0, needs at least 1"):
+        CombinationConfig(exact_products=0)
 
 
 def test_one_fold_is_refused() -> None:
