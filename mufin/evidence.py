@@ -44,6 +44,8 @@ class Votes:
     """(n,) the same of the ``WIDE`` ones"""
     best: float
     """Cosine of the nearest one"""
+    nearest: Int64Array
+    """(n,) the training products themselves, nearest first"""
 
     def of(self, labels: Int64Array) -> tuple[FloatArray, FloatArray]:
         """Near and wide shares of (m,) labels; 0 for one without a vote."""
@@ -54,7 +56,7 @@ class Votes:
         return self.near[place] * known, self.wide[place] * known
 
 
-_NO_VOTES = Votes(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32), 0.0)
+_NO_VOTES = Votes(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32), 0.0, np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +283,7 @@ class Evidence:
         by_title = _NO_VOTES
         if sentence is not None:
             titles = TitleCosines(words, sentence, self.sentences)
-            by_words_alone = self._arithmetic.best(words, WIDE[0], True)
-            rows = np.union1d(lists.by_sentence.near(sentence, self._arithmetic), by_words_alone)
+            rows = np.union1d(lists.by_sentence.near(sentence, self._arithmetic), by_words.nearest)
             by_title = self._votes(titles.of(rows), rows)
         return ProductEvidence(
             self._votes(self.products.products_of(near, embedding), near), by_words, by_title, matches, ridge,
@@ -308,7 +309,7 @@ class Evidence:
             nearest, cosines[places], self.relevance.indptr, self.relevance.indices, near, near_sharpness,
             wide_sharpness,
         )  # fmt: skip
-        return Votes(labels, near_shares, wide_shares, float(cosines[places[0]]))
+        return Votes(labels, near_shares, wide_shares, float(cosines[places[0]]), nearest)
 
 
 def _stacked(sentences: Sequence[FloatArray | None], rows: Sequence[int]) -> FloatArray:

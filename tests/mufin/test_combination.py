@@ -30,7 +30,7 @@ def votes(best: float, near: dict[int, float], wide: dict[int, float]) -> Votes:
     """Votes for labels by their number."""
     labels = sorted(near | wide)
     of_near, of_wide = (np.array([own.get(label, 0.0) for label in labels], np.float32) for own in (near, wide))
-    return Votes(np.array(labels, np.int64), of_near, of_wide, best)
+    return Votes(np.array(labels, np.int64), of_near, of_wide, best, np.zeros(0, np.int64))
 
 
 EVIDENCE = ProductEvidence(
