@@ -136,11 +136,8 @@ def _check(path: Path, found: Evidence, known: int) -> None:
                 f"{own.weights.shape} weights: export again"
             )
     if found.lists is not None:
-        for beside_of, lists in (
-            (found.products, found.lists.by_embedding),
-            (found.sentences, found.lists.by_sentence),
-        ):
-            _check_lists(path, lists, beside_of)
+        _check_lists(path, found.lists.by_embedding, found.products)
+        _check_lists(path, found.lists.by_sentence, found.sentences)
     widths = [found.sentences.dimension, found.label_sentences.dimension]
     tables = [found.product_words, found.label_words]
     if found.ridge is not None:
@@ -148,9 +145,10 @@ def _check(path: Path, found: Evidence, known: int) -> None:
         tables.append(found.ridge.words)
     if len(set(widths)) > 1:
         raise BundleError(f"{path}: sentences have {widths} numbers: export again")
-    highest = max((int(r.ids.max(initial=-1)) for r in tables), default=-1)
-    if highest >= len(found.words):
-        raise BundleError(f"{path}: names word {highest} of {len(found.words)}: export again")
+    for rows in tables:
+        lowest, highest = int(rows.ids.min(initial=0)), int(rows.ids.max(initial=-1))
+        if lowest < 0 or highest >= len(found.words):
+            raise BundleError(f"{path}: names words {lowest} to {highest} of {len(found.words)}: export again")
 
 
 def _check_lists(path: Path, lists: VectorLists, vectors: VectorRows) -> None:

@@ -337,6 +337,7 @@ def test_what_is_compiled_ahead_is_what_is_called(lists: bool, tmp_path: Path) -
         ("companions_weights", lambda found: found[:4], "of 30 labels"),
         ("ridge_words_ids", lambda found: found + 10_000, "names word"),
         ("product_words_ids", lambda found: found + 10_000, "names word"),
+        ("label_words_ids", lambda found: found - 10_000, "names words -"),
     ],
 )
 def test_what_does_not_fit_is_refused(
