@@ -254,7 +254,7 @@ class CombinationConfig:
     most_lists: int = 12_000
     """Products that teach the combination at the most, the same share of each fold: a list of candidates and what is
     known of them takes some 55 KB, and is held over three times while it is learned from. More are drawn by the seed."""
-    exact_products: int = 100_000
+    exact_products: int = 50_000
     """Training products up to which a product is compared with every one; of more, with those in the lists nearest to it
     (docs/training.md)."""
     tail_calibration: float = 0.0

@@ -31,7 +31,7 @@ def test_every_size_has_a_recipe(training: int, folds: int, batch: int, encoder:
 
 def test_where_products_are_compared_by_lists_the_reasons_say_so() -> None:
     """Beyond what is compared one by one."""
-    few, many = (" ".join(recommended(count, 100, False, "some/encoder").reasons) for count in (100_000, 100_001))
+    few, many = (" ".join(recommended(count, 100, False, "some/encoder").reasons) for count in (50_000, 50_001))
     assert "lists nearest to it" not in few and "lists nearest to it" in many
 
 
