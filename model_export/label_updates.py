@@ -48,7 +48,7 @@ from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, extend_filters, wri
 from mufin.label_records_file import RECORDS_FILE, RecordBlock, RecordWriter
 from mufin.label_search import EXACT
 from mufin.label_store import BundleLabelStore
-from mufin.manifest import ENCODER_FILES, BundleSizes, Manifest, Tolerances
+from mufin.manifest import ENCODER_FILES, BundleSizes
 from mufin.predictor import Predictor, ProductBag
 from mufin.title_words import SparseRow
 
@@ -302,12 +302,11 @@ def _seal(
     """Golden products with the new labels, the manifest, and the check of both."""
     manifest, folder = bundle.manifest, writer.folder
     shutil.copyfile(bundle.path(GOLDEN_FILE), folder / GOLDEN_FILE)
-    tolerances = _tolerances(manifest, sizes)
     provenance = {**manifest.provenance}
     provenance["updates"] = [*provenance.get("updates", []), {**change, "of": manifest.bundle_id}]
 
     def seal() -> None:
-        writer.seal(manifest.name, manifest.input_spec, manifest.score_spec, sizes, tolerances, provenance)
+        writer.seal(manifest.name, manifest.input_spec, manifest.score_spec, sizes, manifest.tolerances, provenance)
 
     seal()
     golden = updated_golden(read_golden(bundle.folder), open_bundle(folder, verify="structure"), kept)
@@ -316,16 +315,6 @@ def _seal(
     parity = verify_bundle(folder)
     require_parity(parity, writer.target)
     return parity
-
-
-def _tolerances(manifest: Manifest, sizes: BundleSizes) -> Tolerances:
-    """As before; wider for a combination's scores once there are untrained labels: what moves theirs to the trained
-    scale stretches what they differ by, too."""
-    before = manifest.tolerances
-    if before.ranking_difference is None or manifest.sizes.untrained or not sizes.untrained:
-        return before
-    stretched = before.ranking_difference * max(1.0, manifest.score_spec.untrained_stretch)
-    return replace(before, ranking_difference=stretched)
 
 
 def _report(parity: Parity, folder: Path, began: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Arithmetic over one product's candidates: plain numpy, which is the reference, or the same compiled.
 
-Arrays in, arrays out; knows nothing of what they are of. ``arithmetic(kernel)`` gives either; both have the functions of
-``Arithmetic``. numba is imported only when it is asked for.
+Arrays in, arrays out; but for titles' words it knows nothing of what they are of. ``arithmetic(kernel)`` gives either;
+both have the functions of ``Arithmetic``. numba is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Arithmetic(Protocol):
     ) -> tuple[Int64Array, FloatArray, FloatArray]:  # fmt: skip
         """What (n,) ``rows``, nearest first, vote for: labels, ascending, and their shares of near and of wide votes.
 
-        ``cosines``: (n,) theirs. A row of cosine c votes exp(sharpness * (c - best)); the first ``near`` rows for the former, all for the latter.
+        ``cosines``: (n,) theirs. A row of cosine c votes exp(sharpness * (c - best)); the first ``near`` rows for the
+        former, all for the latter.
         ``first``, ``labels``: the rows' labels in CSR form.
         """
 

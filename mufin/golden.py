@@ -142,11 +142,12 @@ class Parity:
 
 def compare(
     golden: Golden, results: GoldenResults, tolerances: Tolerances, encoders: Encoders | None = None,
-    may_overflow: bool = True,
+    may_overflow: bool = True, stretch: float = 1.0,
 ) -> Parity:  # fmt: skip
     """Both sides, stage by stage; ``encoders``: how the predictor computed the vectors, by default in fp32.
 
-    ``may_overflow``: whether int8 encoders have weights of 8 bits.
+    ``may_overflow``: whether int8 encoders have weights of 8 bits. ``stretch``: by how much final scores lie further apart
+    than what they are made of, as those of untrained labels do (``ScoreSpec.untrained_stretch``).
     """
     used = encoders or Encoders()
     text, image = (own.precision == "int8" for own in (used.text, used.image))
@@ -160,7 +161,7 @@ def compare(
             _vectors("image", [results.image_vectors], [golden.image_vectors], tolerances, image),
             _vectors("bag", results.slots, slots, tolerances, either),
             _vectors("embedding", [results.embeddings], [golden.embeddings], tolerances, either),
-            *_score_stages(golden, results, tolerances, either),
+            *_score_stages(golden, results, tolerances, either, stretch),
         ),
         INT8_OVERFLOWS if either and may_overflow and int8_sums_overflow() else "",
     )
@@ -176,7 +177,7 @@ def _vectors(
 
 
 def _score_stages(
-    golden: Golden, results: GoldenResults, tolerances: Tolerances, int8: bool
+    golden: Golden, results: GoldenResults, tolerances: Tolerances, int8: bool, stretch: float
 ) -> tuple[StageParity, StageParity, StageParity]:
     """Shortlist, classifier scores of the golden shortlist, ranking."""
     near, classifier, needed = (
@@ -191,6 +192,7 @@ def _score_stages(
         ranked = classifier if tolerances.ranking_difference is None else max(ranked, _INT8_COMBINED)
         tie = tolerances.int8_tie if tolerances.ranking_difference is None else _INT8_COMBINED
         ties = (max(ties[0], tolerances.int8_tie), max(ties[1], tie))
+    ranked, ties = ranked * stretch, (ties[0], ties[1] * stretch)
     wanted = [Ranked(row[row >= 0], own[row >= 0]) for row, own in zip(*golden.shortlist, strict=True)]
     scores = [own[: len(w.labels)] for own, w in zip(golden.classifier, wanted, strict=True)]
     fused = [_sorted(w.labels, own[: len(w.labels)]) for own, w in zip(golden.fused, wanted, strict=True)]

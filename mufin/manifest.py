@@ -175,9 +175,12 @@ class Manifest:
 
     @property
     def int8_sums_may_overflow(self) -> bool:
-        """Whether it has int8 encoders of 8-bit weights, which need a processor with VNNI."""
+        """Whether weights of int8 encoders, where there are any, have 8 bits, which need a processor with VNNI.
+
+        True unless it is told otherwise, as while an export tries its int8 graphs.
+        """
         told = self.provenance.get("encoders")
-        return bool(self.sizes.encoders.int8_files) and not (isinstance(told, Mapping) and told.get("reduce_range"))
+        return not (isinstance(told, Mapping) and told.get("reduce_range"))
 
     def encoder_id_of(self, encoders: Encoders) -> str:
         """The same where other graphs of the bundle are run, so that no cache mixes fp32 and int8 vectors."""

@@ -351,7 +351,10 @@ class Predictor:
             rankings=[Ranked(own.labels, own.scores) for own in self.rank(bags, golden.k)],
         )
         manifest = self._bundle.manifest
-        return compare(golden, results, manifest.tolerances, self._graphs.encoders, manifest.int8_sums_may_overflow)
+        stretch = self.score_spec.untrained_stretch if manifest.sizes.untrained else 1.0
+        return compare(
+            golden, results, manifest.tolerances, self._graphs.encoders, manifest.int8_sums_may_overflow, stretch
+        )
 
 
 def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:

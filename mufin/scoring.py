@@ -85,10 +85,11 @@ class ScoreSpec:
 
     @property
     def untrained_stretch(self) -> float:
-        """By how much ``as_trained`` stretches differences of untrained labels' scores, at the most."""
+        """By how much ``as_trained`` stretches differences of untrained labels' scores, at the most; 1 at least, as those
+        of trained labels stay."""
         modalities: tuple[Modality, ...] = ("both", "title", "images")
         pairs = [(self.calibration(own).scale, self.untrained_calibration(own).scale) for own in modalities]
-        return max((own / trained for trained, own in pairs if trained > 0), default=1.0)
+        return max([1.0, *(own / trained for trained, own in pairs if trained > 0)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in field order."""

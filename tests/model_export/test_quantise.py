@@ -205,6 +205,8 @@ def test_broken_int8_graphs_are_never_taken(
     ) as caught:
         export(products_run, tmp_path / "refused", settings("int8"), QUIET)
     assert "VNNI" not in str(caught.value)  # 7 bits do not overflow: it is not the processor
+    with pytest.raises(BundleError, match=r"(?s)golden products within int8's tolerances.*FAILED.*no VNNI"):
+        export(products_run, tmp_path / "refused", settings("int8", reduce_range=False), QUIET)
     assert export(products_run, tmp_path / "auto", settings("auto"), QUIET).passed
     assert open_bundle(tmp_path / "auto").manifest.sizes.encoders == Encoders()
     assert not [p.name for p in (tmp_path / "auto").iterdir() if "int8" in p.name]

@@ -103,6 +103,18 @@ def test_int8_vectors_are_compared_by_cosine() -> None:
     assert failed(compare(golden(), tilted, Tolerances(), Encoders(image=EncoderPrecision("int8")))) == ["title"]
 
 
+def test_final_scores_that_are_stretched_may_differ_by_more() -> None:
+    """By the factor, and no other stage with them; with a combination's tolerance, too."""
+    good = results(golden())
+    moved = replace(good, rankings=[Ranked(np.array([7, 5]), np.array([0.7003, 0.5003], np.float32))])
+    shifted = replace(good, classifier=[own + np.float32(3e-4) for own in good.classifier])
+    for tolerances in (Tolerances(), Tolerances(ranking_difference=1e-4)):
+        assert failed(compare(golden(), moved, tolerances)) == ["ranking"]
+        assert failed(compare(golden(), moved, tolerances, stretch=2.0)) == ["ranking"]
+        assert compare(golden(), moved, tolerances, stretch=4.0).passed
+        assert failed(compare(golden(), shifted, tolerances, stretch=4.0)) == ["classifier"]
+
+
 def test_a_processor_whose_int8_sums_overflow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the remedy, where an int8 bundle fails; not where it passes, nor for fp32 or 7 bits, nor on other processors."""
     good, int8 = results(golden()), Encoders(text=EncoderPrecision("int8"))

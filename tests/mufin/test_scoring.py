@@ -85,6 +85,9 @@ def test_differences_of_untrained_scores_are_stretched_by_the_steepest_calibrati
         calibration_images=Calibration(2.0, 0.0), calibration_untrained_images=Calibration(5.0, 0.0),
     )  # fmt: skip
     assert spec.untrained_stretch == 2.5
+    assert (
+        ScoreSpec(calibration_both=Calibration(4.0), calibration_untrained_both=Calibration(2.0)).untrained_stretch == 1
+    )
     scores, cosines = np.array([0.1, 0.3], dtype=np.float32), np.zeros(2, dtype=np.float32)
     moved = as_trained(spec, "images", scores, cosines, np.array([True, True]))
     assert moved[1] - moved[0] == pytest.approx(2.5 * 0.2, abs=1e-6)
