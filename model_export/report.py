@@ -78,12 +78,24 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
         return "<p>The run has no validation figures.</p>"
     names = list(dict.fromkeys(name for own in rankings.values() for name in own))
     rows = [[name, *(share(own.get(key)) for key in names)] for name, own in rankings.items()]
+    return f"<p>On the validation split, by the network before export. {_of_full(metrics)}</p>" + table(
+        "Validation figures", ["ranking", *names], rows
+    )
+
+
+def _of_full(metrics: Mapping[str, Any]) -> str:
+    """How the scores of ``full`` are made, and what was chosen on the products that it is measured on."""
+    combination = metrics.get("combination") or {}
+    if combination.get("kept"):
+        return (
+            f"<em>full</em> is of a learned combination ({escape(str(combination['kind']))}), taught by "
+            f"{combination['lists']:,} training products; calibration was chosen on this split."
+        )
     weight = metrics.get("fusion_weight")
     fused = "" if weight is None else f" The classifier's weight in <em>full</em> is {weight:.2f}."
     return (
-        "<p>On the validation split, by the network before export. Fusion weight and calibration were chosen on the "
-        f"same split, so the figures of <em>full</em> are slightly flattering.{fused}</p>"
-        + table("Validation figures", ["ranking", *names], rows)
+        "Fusion weight and calibration were chosen on the same split, so the figures of <em>full</em> are slightly "
+        f"flattering.{fused}"
     )
 
 

@@ -122,6 +122,15 @@ def test_everything_measured_is_on_the_page(manifest: Manifest) -> None:
     assert "report.json" not in text
 
 
+def test_a_learned_combination_is_named_where_it_makes_the_scores(manifest: Manifest) -> None:
+    """Its kind and what taught it, and no fusion weight, which it does not use; one that was not kept changes nothing."""
+    for kept in (True, False):
+        metrics = {**METRICS, "combination": {"kept": kept, "kind": BAD, "lists": 1234}}
+        text = Outline(render_page(VALUES, replace(manifest, provenance={"metrics": metrics}), [])).text
+        assert (f"learned combination ({BAD}), taught by 1,234 training products" in text) is kept
+        assert ("classifier's weight in" in text) is not kept
+
+
 def test_titles_cannot_leave_their_place(manifest: Manifest) -> None:
     """Markup in titles and names is text: no script, no picture but our own, no address, one policy."""
     page = render_page(VALUES, manifest, examples())
