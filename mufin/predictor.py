@@ -6,6 +6,7 @@ Knows no network, no request and no file layout. Each stage is public and batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,7 +119,10 @@ class LabelStore(Protocol):
 class Predictor:
     """The stages over one bundle. Thread-safe."""
 
-    def __init__(self, encoder: ItemEncoder, labels: LabelStore, bundle: Bundle) -> None:
+    def __init__(
+        self, encoder: ItemEncoder, labels: LabelStore, bundle: Bundle, reranker: Reranker | None = None
+    ) -> None:
+        """``reranker``: that of ``labels`` for the bundle's cross-attention, where it was made before."""
         self.encoder, self._bundle = encoder, bundle
         self._graphs = encoder.graphs
         self.labels = labels
@@ -132,7 +136,7 @@ class Predictor:
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
         self._attention: CrossAttention | None = bundle.cross_attention
-        self._reranker = labels.reranker(self._attention)
+        self._reranker = reranker or labels.reranker(self._attention)
 
     @property
     def encoder_id(self) -> str:
@@ -141,7 +145,7 @@ class Predictor:
 
     def with_graphs(self, graphs: EncoderGraphs) -> Predictor:
         """The same bundle and labels behind other graphs, to compare precisions; not for answers."""
-        return Predictor(ItemEncoder(graphs, self._bundle), self.labels, self._bundle)
+        return Predictor(ItemEncoder(graphs, self._bundle), self.labels, self._bundle, self._reranker)
 
     def encode_titles(self, titles: Sequence[str]) -> FloatArray:
         """(B, title_width): ItemEncoder.encode_titles."""
@@ -376,8 +380,12 @@ def open_predictor(
     ``encoders``: where bundles that encode alike find each other's sessions; None: sessions of its own.
     """
     bundle = open_bundle(path, verify)
-    if bundle.evidence is not None:
-        bundle = replace(bundle, evidence=bundle.evidence.with_kernel(kernel))
     opened = open_encoder if encoders is None else encoders.open
-    encoder = opened(bundle, intra_op_threads, device)
-    return Predictor(encoder, BundleLabelStore(bundle, intra_op_threads, kernel, resident), bundle)
+    with ThreadPoolExecutor(1, thread_name_prefix="mufin-graphs") as beside:
+        # Optimising graphs needs no Python lock, reading compiled code hardly lets go of it: a second each at full size.
+        encoder = beside.submit(opened, bundle, intra_op_threads, device)
+        if bundle.evidence is not None:
+            bundle = replace(bundle, evidence=bundle.evidence.with_kernel(kernel))
+        labels = BundleLabelStore(bundle, intra_op_threads, kernel, resident)
+        reranker = labels.reranker(bundle.cross_attention)
+        return Predictor(encoder.result(), labels, bundle, reranker)

@@ -205,6 +205,28 @@ async def test_slow_items_go_in_longer_batches_while_nobody_quick_comes(monkeypa
     await queue.aclose()
 
 
+async def test_only_requests_with_less_to_do_shorten_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Titles: those with more to do do not, those with less do for a while."""
+    queue = BatchQueue(1, 100, longest_batch_seconds=0.05)
+    pictures, titles = queue.stage("pictures", _same, 8), queue.stage("titles", _same, 8, step=1)
+    known = queue.stage("known", _same, 8, step=2, bounded=False)
+    for kind, lately, together in ((pictures, 5.0, 4), (titles, 5.0, 4), (known, 5.0, 2), (known, 0.0, 4)):
+        gate = Gate()
+        titles.run = gate
+        with queue.admit({kind: 1, known: 1}, 100.0):
+            pass
+        first = await _blocked(queue, titles, gate)
+        waiting = [asyncio.ensure_future(queue.submit(titles, item)) for item in range(1, 6)]
+        await asyncio.sleep(0)
+        monkeypatch.setattr("service.batching._AVERAGE_KEEPS", 1.0)
+        monkeypatch.setattr("service.batching._LATELY_SECONDS", lately)
+        titles.seconds_per_item = 0.025
+        gate.open.set()
+        await asyncio.gather(first, *waiting)
+        assert len(gate.batches[1]) == together, (kind.name, lately)
+    await queue.aclose()
+
+
 async def test_a_wait_past_the_deadline_is_refused_with_an_estimate() -> None:
     """Retry-After says how long the queue is."""
     queue, gate = BatchQueue(1, 100), Gate()
