@@ -22,7 +22,8 @@ from model_export.index_tuning import ExactShortlists, Point, Tuned, exact_short
 from mufin.bundle import HEAD_FILE, INDEX_FILE, VECTORS_FILE
 from mufin.errors import ConfigError
 from mufin.inputs import FloatArray, Int64Array
-from mufin.label_search import EXACT, VECTOR_UNIT
+from mufin.label_search import EXACT
+from mufin.label_vectors import VECTOR_UNIT
 
 # FAISS's own stubs know neither its numpy overloads nor its search parameters.
 faiss: Any = _faiss

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mufin import candidate_arithmetic, reranking, resizing, vector_rows
+from mufin import candidate_arithmetic, label_vectors, reranking, resizing, vector_rows
 from mufin.compilation import CPU_LEVELS, LEVEL_FEATURES, cpu_level
 
 
@@ -23,6 +23,7 @@ def compile_here() -> None:
     reranking.compile_here()
     resizing.compile_here()
     vector_rows.compile_here()
+    label_vectors.compile_here()
     candidate_arithmetic.compile_here()
 
 

@@ -44,6 +44,24 @@ def float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
+    """Ask for the cache line at ``array[row] + offset`` bytes."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        base = builder.bitcast(held.data, ir.IntType(8).as_pointer())
+        stride = builder.extract_value(held.strides, 0)
+        address = builder.gep(base, [builder.add(builder.mul(arguments[1], stride), arguments[2])])
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(array, numba.types.int64, numba.types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def _half_of_bits(typing: Any, bits: Any) -> Any:
     """float16 as stored -> float32, by the CPU's own instruction."""
 

@@ -17,22 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mufin.bundle import INDEX_FILE, VECTORS_FILE, Bundle
+from mufin.compilation import Kernel
 from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, Int64Array
+from mufin.label_vectors import LabelVectors
 
 # FAISS's own stubs know neither its numpy overloads nor its search parameters.
 faiss: Any = _faiss
 
 EXACT = "exact"
-VECTOR_UNIT = 32767
-"""Stored numbers of a unit vector are int16 in units of 1/32767: half of float16's error in scores, half of its time."""
-
 _AGAIN = "run mufin-export again"
 _ROWS_AT_ONCE = 8192
 _SCORES_AT_ONCE = 1 << 22
-# Vectors compared at once: they stay in a core's cache, and below what glibc asks the system for anew every time where
-# the service has it give large blocks back: a page fault for every 4 KB made a batch's search half as slow again.
-_RESCORED_BYTES = 3 << 18
 # Sums in another order differ by some 1e-7 of a unit query's scores: what is closer may be a tie.
 _ROUNDING = 1e-6
 # More than asked for of an exact search, so that ties at the cut are seen.
@@ -73,8 +69,9 @@ class LabelSearch:
     def __init__(
         self, index: Any, kind: str, vectors: npt.NDArray[Any], *, head: Int64Array | None = None,
         candidates: float = 1.0, shortlist: int = 0, removed: Int64Array | BoolArray | None = None, threads: int = 1,
+        kernel: Kernel = "numpy",
     ) -> None:  # fmt: skip
-        """``vectors``: (L, D), float32, or int16 in units of 1 / VECTOR_UNIT; rows are read when they are needed.
+        """``vectors``: those of ``LabelVectors``; rows are read when they are needed. ``kernel``: what orders by them.
 
         ``head``: labels compared exactly beside an approximate index, ascending. ``candidates``: labels that the index
         is asked for, per label wanted. ``shortlist``: labels wanted that it was tuned with; fewer are chosen from as
@@ -83,7 +80,8 @@ class LabelSearch:
         """
         self.kind = kind
         self.size = len(vectors)
-        self._index, self._vectors, self._threads, self._candidates = index, vectors, threads, candidates
+        self._index, self._threads, self._candidates = index, threads, candidates
+        self._vectors = LabelVectors(vectors, kernel)
         self._shortlist = shortlist
         self._lists = KINDS[kind].lists
         self.copied = KINDS[kind].flag == 0
@@ -94,10 +92,12 @@ class LabelSearch:
         self._usual = self._visits(self._every) if self._lists and self._every.count else None
         head = np.zeros(0, dtype=np.int64) if head is None else head
         self._head = head if self._kept is None else head[self._kept[head]]
-        self._head_vectors = self.embeddings(self._head)
+        self._head_vectors = self._vectors.embeddings(self._head)
 
     @classmethod
-    def open(cls, bundle: Bundle, threads: int = 1, removed: Int64Array | BoolArray | None = None) -> LabelSearch:
+    def open(
+        cls, bundle: Bundle, threads: int = 1, removed: Int64Array | BoolArray | None = None, kernel: Kernel = "numpy"
+    ) -> LabelSearch:
         """A bundle's index, mapped where FAISS can. Raises BundleError when it is not these labels'."""
         sizes, path = bundle.manifest.sizes, bundle.path(INDEX_FILE)
         index = _read_index(path, sizes.index)
@@ -109,14 +109,12 @@ class LabelSearch:
         return cls(
             index, sizes.index, vectors, head=bundle.head_labels, candidates=sizes.index_candidates,
             shortlist=bundle.manifest.score_spec.shortlist_size, removed=removed, threads=threads,
+            kernel=kernel,
         )  # fmt: skip
 
     def embeddings(self, labels: Int64Array) -> FloatArray:
         """(N, D) of unit length, in the order of ``labels``, as they are compared."""
-        rows = self._vectors[labels]
-        if rows.dtype == np.float32:
-            return np.asarray(rows)
-        return np.asarray(rows, dtype=np.float32) * np.float32(1 / VECTOR_UNIT)
+        return self._vectors.embeddings(labels)
 
     def search(self, queries: FloatArray, k: int, allowed: BoolArray | None = None) -> tuple[Int64Array, FloatArray]:
         """Nearest labels by inner product: (B, k) labels, best first, padded with -1, and scores, padded with -inf.
@@ -159,7 +157,7 @@ class LabelSearch:
         number = min(allowed.count, wanted + _BEYOND_CUT)
         parameters = faiss.SearchParameters(sel=allowed.selector())
         found = self._index.search(queries, number, params=parameters)[1]
-        labels, scores = self._ordered(queries, found, number)
+        labels, scores = self._vectors.ordered(queries, found, number)
         if number < allowed.count:  # labels as good as the last wanted may lie beyond those seen
             tied = scores[:, wanted - 1] - scores[:, -1] <= _ROUNDING * np.linalg.norm(queries, axis=1)
             if tied.any():
@@ -201,27 +199,12 @@ class LabelSearch:
         mask = None if allowed.mask is None else allowed.mask[self._head]
         head = self._head if mask is None else self._head[mask]
         if len(head) == 0:
-            return self._ordered(queries, found, wanted)
+            return self._vectors.ordered(queries, found, wanted)
         vectors = self._head_vectors if mask is None else self._head_vectors[mask]
         own, _ = self._compare(queries, head, min(wanted, len(head)), vectors)
         place = np.minimum(np.searchsorted(head, found), len(head) - 1)
         found = np.where(head[place] == found, -1, found)
-        return self._ordered(queries, np.concatenate([found, own], axis=1), wanted)
-
-    def _ordered(self, queries: FloatArray, found: Int64Array, wanted: int) -> tuple[Int64Array, FloatArray]:
-        """The ``wanted`` best of (B, n) found labels by their true scores; -1 and -inf behind where there are fewer."""
-        scores = np.empty(found.shape, dtype=np.float32)
-        step = max(1, _RESCORED_BYTES // (4 * queries.shape[1] * found.shape[1]))
-        for start in range(0, len(found), step):
-            scores[start : start + step] = self._scores(queries[start : start + step], found[start : start + step])
-        scores[found < 0] = -np.inf
-        order = np.lexsort((found, -scores))[:, :wanted]
-        rows = np.arange(len(found))[:, None]  # take_along_axis takes fifteen calls to come to the same
-        return found[rows, order], scores[rows, order]
-
-    def _scores(self, queries: FloatArray, labels: Int64Array) -> FloatArray:
-        """(B, n) inner products, each summed in the same order: a matrix product's order depends on its place."""
-        return _inner_products(queries, self.embeddings(labels))
+        return self._vectors.ordered(queries, np.concatenate([found, own], axis=1), wanted)
 
     def _compare(
         self, queries: FloatArray, candidates: Int64Array, k: int, vectors: FloatArray | None = None
@@ -236,9 +219,7 @@ class LabelSearch:
             cut = np.partition(near, near.shape[1] - k, axis=1)[:, -k] - _ROUNDING * np.linalg.norm(block, axis=1)
             for row, query in enumerate(block):
                 own = candidates[near[row] >= cut[row]]
-                own_scores = self._scores(query[None], own[None])[0]
-                order = np.lexsort((own, -own_scores))[:k]
-                labels[start + row], scores[start + row] = own[order], own_scores[order]
+                (labels[start + row],), (scores[start + row],) = self._vectors.ordered(query[None], own[None], k)
         return labels, scores
 
     def _blocks(self, candidates: Int64Array, vectors: FloatArray | None) -> Iterator[FloatArray]:
@@ -246,7 +227,7 @@ class LabelSearch:
             yield vectors
             return
         for start in range(0, len(candidates), _ROWS_AT_ONCE):
-            yield self.embeddings(candidates[start : start + _ROWS_AT_ONCE])
+            yield self._vectors.embeddings(candidates[start : start + _ROWS_AT_ONCE])
 
 
 class _Allowed:
@@ -273,11 +254,6 @@ class _Allowed:
 def _padded(shape: tuple[int, int]) -> tuple[Int64Array, FloatArray]:
     """Nothing found: -1 and -inf."""
     return np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
-
-
-def _inner_products(queries: FloatArray, vectors: FloatArray) -> FloatArray:
-    """(B, D), (B, n, D) -> (B, n), without BLAS."""
-    return np.asarray(np.einsum("bd,bkd->bk", queries, vectors), dtype=np.float32)
 
 
 def _kept(removed: Int64Array | BoolArray | None, size: int) -> BoolArray | None:

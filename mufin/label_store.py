@@ -42,13 +42,13 @@ class BundleLabelStore:
     def __init__(self, bundle: Bundle, threads: int = 1, kernel: Kernel = "numba", resident: bool = False) -> None:
         """``threads``: FAISS threads of one search. Raises BundleError when the index is not these labels'.
 
-        ``kernel``: what reranks. ``resident``: label records copied to memory instead of left to the page cache.
+        ``kernel``: what orders and reranks. ``resident``: label records copied to memory instead of left to the page cache.
         """
         self._bundle, self._kernel = bundle, kernel
         if resident:
             bundle.records.make_resident()
         self.size = bundle.manifest.sizes.labels
-        self._search = LabelSearch.open(bundle, threads, bundle.removed)
+        self._search = LabelSearch.open(bundle, threads, bundle.removed, kernel)
 
     def search(self, queries: FloatArray, k: int, allowed: BoolArray | None = None) -> tuple[Int64Array, FloatArray]:
         """Nearest labels, (B, k), and their cosines: LabelSearch.search."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload as _overload_decorator
 
-from mufin.kernel_parts import OPTIONS, cgutils, compiled, float_of_bits, half, intrinsic, ir, numba
+from mufin.kernel_parts import OPTIONS, compiled, float_of_bits, half, numba, prefetch
 
 # numba ships no types.
 overload: Any = _overload_decorator
@@ -29,24 +29,6 @@ _LN_2 = np.float32(0.6931471805599453)
 _LEAST_EXPONENT = np.float32(-87.0)
 _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.float32(0)
 _TINY = np.float32(1e-12)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
-    """Ask for the cache line at ``array[row] + offset`` bytes."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = context.make_array(signature.args[0])(context, builder, arguments[0])
-        base = builder.bitcast(held.data, ir.IntType(8).as_pointer())
-        stride = builder.extract_value(held.strides, 0)
-        address = builder.gep(base, [builder.add(builder.mul(arguments[1], stride), arguments[2])])
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return numba.types.void(array, numba.types.int64, numba.types.int64), build
 
 
 @compiled
@@ -251,6 +233,13 @@ def _cosine(summed: Any, shift: Any, size: Any, norm_weight: Any, norm_bias: Any
 
 
 @compiled
+def _ask_for(octets: Any, row: Any, first: Any, end: Any) -> None:
+    """Bytes ``first`` to ``end`` of a record, soon."""
+    for offset in range(first, end, _LINE_BYTES):
+        prefetch(octets, row, offset)
+
+
+@compiled
 def cross_attention_scores(
     numbers: Any, floats: Any, octets: Any, places: Any, labels: Any, label_ends: Any, bags: Any, bag_ends: Any,
     query_rows: Any, query_bias: Any, norm_weight: Any, norm_bias: Any, epsilon: Any, out: Any,
@@ -272,6 +261,7 @@ def cross_attention_scores(
     all_queries, all_centred = np.empty((most, dimension), np.float32), np.empty((most, dimension), np.float32)
     all_squares = np.empty(most, np.float32)
     of_slots, of_label = np.empty(most, np.float32), np.empty(slots, np.float32)
+    quarter = row_bytes // (4 * _LINE_BYTES) * _LINE_BYTES
     first_bag, position = 0, 0
     for b in range(len(label_ends)):
         size = bag_ends[b] - first_bag
@@ -280,16 +270,19 @@ def cross_attention_scores(
         _prepare(bags[first_bag : bag_ends[b]], query_rows, query_bias, queries, centred, squares)
         while position < label_ends[b]:
             label = labels[position]
-            if position + 1 < len(labels):  # the next record comes while this one is computed
-                for offset in range(0, row_bytes, _LINE_BYTES):
-                    _prefetch(octets, labels[position + 1], offset)
+            # The next record comes while this one is computed: a quarter at each step, as a core has some dozen lines under way.
+            after = labels[min(position + 1, len(labels) - 1)]
+            _ask_for(octets, after, 0, quarter)
             # An altered byte must not lead outside the record: not every opening verifies hashes.
             used = min(max(np.int64(octets[label, count_place]), 1), slots)
             own = floats[label]
             rows = _unpack(numbers[label][first_number:], own[first_scale:], scratch, slots, used, dimension)
             values = (1 + slots) * dimension
+            _ask_for(octets, after, quarter, 2 * quarter)
             _products(queries, rows, dimension, used, weights)
+            _ask_for(octets, after, 2 * quarter, 3 * quarter)
             _products(centred, rows, values, used, crosses)
+            _ask_for(octets, after, 3 * quarter, row_bytes)
             _softmax(weights, used)
             _slot_weights(weights, crosses, squares, own[first_gram:], used, dimension, epsilon, of_slots, of_label)
             shift = _ZERO

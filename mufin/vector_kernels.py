@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mufin.kernel_parts import compiled, half
+from mufin.kernel_parts import compiled, half, prefetch
+
+_LINE_BYTES = 64
+# Chosen rows lie apart: that many ahead are on their way from memory while one is summed.
+_AHEAD = 3
 
 
 @compiled
@@ -36,7 +40,11 @@ def inner_products(rows: Any, queries: Any, out: Any) -> None:
 @compiled
 def inner_products_of(rows: Any, places: Any, query: Any, out: Any) -> None:
     """<row places[i], query> into ``out`` (m,) float32; ``places``: (m,) int64 within 0..N-1."""
+    row_bytes = rows.shape[1] * rows.itemsize
     for i in range(len(places)):
+        if i + _AHEAD < len(places):
+            for offset in range(0, row_bytes, _LINE_BYTES):
+                prefetch(rows, places[i + _AHEAD], offset)
         out[i] = _inner(rows[places[i]], query)
 
 

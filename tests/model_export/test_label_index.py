@@ -18,7 +18,8 @@ from model_export.label_index import IndexSettings, LabelIndex, build_index, wri
 from mufin.bundle import HEAD_FILE, INDEX_FILE, VECTORS_FILE
 from mufin.errors import ConfigError
 from mufin.inputs import FloatArray
-from mufin.label_search import VECTOR_UNIT, LabelSearch
+from mufin.label_search import LabelSearch
+from mufin.label_vectors import VECTOR_UNIT
 from mufin.scoring import l2_normalise
 
 LABELS, DIMENSION, SHORTLIST = 3000, 24, 50

@@ -16,7 +16,8 @@ from model_export.label_index import IndexSettings, build_index, write_index
 from mufin.bundle import INDEX_FILE, VECTORS_FILE, open_bundle
 from mufin.errors import BundleError
 from mufin.inputs import BoolArray, FloatArray, Int64Array
-from mufin.label_search import EXACT, VECTOR_UNIT, LabelSearch, _read_index
+from mufin.label_search import EXACT, LabelSearch, _read_index
+from mufin.label_vectors import VECTOR_UNIT
 from mufin.manifest import BundleSizes
 from mufin.scoring import l2_normalise
 from tests.bundle_factory import DIMENSION as TINY
