@@ -59,6 +59,9 @@ __all__ = [
 ]
 
 
+_NOTHING = Shortlist(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+
+
 class LabelStore(Protocol):
     """Where labels come from; the predictor's one boundary (docs/architecture.md). Implementations are thread-safe."""
 
@@ -300,17 +303,25 @@ class Predictor:
         return [self.fuse(bag, own, classifier, k) for bag, own, classifier in found]
 
     def shortlist_without(
-        self, bags: Sequence[ProductBag], k: int, allowed: BoolArray | None = None,
+        self, bags: Sequence[ProductBag], k: int | Sequence[int], allowed: BoolArray | None = None,
         excluded: Sequence[Int64Array] | None = None,
     ) -> list[Shortlist]:  # fmt: skip
-        """Shortlists of full length after each product's own exclusions, never shorter than k where k exist."""
+        """Shortlists of full length after each product's own exclusions, never shorter than k (one for all, or each
+        product's own) where k exist. What one product wants or excludes changes no other's.
+        """
         if not bags:
             return []
-        size = max(k, self.score_spec.shortlist_size)
         dropped = list(excluded) if excluded is not None else [np.zeros(0, dtype=np.int64)] * len(bags)
-        longest = max(len(own) for own in dropped)
-        found = self.shortlist(np.stack([bag.embedding for bag in bags]), allowed, size + longest)
-        kept = [_without(own, drop, size) for own, drop in zip(found, dropped, strict=True)]
+        wanted = [max(own, self.score_spec.shortlist_size) for own in ([k] * len(bags) if isinstance(k, int) else k)]
+        # An approximate index finds others when it is asked for more, so only products that ask for as many share a call.
+        groups: dict[int, list[int]] = {}
+        for row, (size, drop) in enumerate(zip(wanted, dropped, strict=True)):
+            groups.setdefault(size + _surplus(len(drop)), []).append(row)
+        kept: list[Shortlist] = [_NOTHING] * len(bags)
+        for size, rows in groups.items():
+            found = self.shortlist(np.stack([bags[row].embedding for row in rows]), allowed, size)
+            for row, own in zip(rows, found, strict=True):
+                kept[row] = own.without(dropped[row], wanted[row])
         if self._bundle.evidence is None:
             return kept
         evidence = self._bundle.evidence.of(
@@ -361,11 +372,9 @@ class Predictor:
         )
 
 
-def _without(shortlist: Shortlist, dropped: Int64Array, size: int) -> Shortlist:
-    if len(dropped) == 0:
-        return Shortlist(shortlist.labels[:size], shortlist.scores[:size])
-    kept = np.flatnonzero(~np.isin(shortlist.labels, dropped))[:size]
-    return Shortlist(shortlist.labels[kept], shortlist.scores[kept])
+def _surplus(dropped: int) -> int:
+    """How many more are asked for where so many fall out: few different numbers, so that most products share a call."""
+    return 0 if not dropped else 1 << (dropped - 1).bit_length()
 
 
 def open_predictor(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mufin.evidence import ProductEvidence
 from mufin.inputs import FloatArray, Int64Array
 from mufin.scoring import Modality
@@ -45,6 +47,13 @@ class Shortlist:
     """(n,) cosines"""
     evidence: ProductEvidence | None = None
     """What the bundle's combination knows beside the network; labels it speaks for are among ``labels``"""
+
+    def without(self, dropped: Int64Array, size: int) -> Shortlist:
+        """The ``size`` best that are not among (m,) ``dropped`` labels, no evidence with them yet."""
+        if not len(dropped):
+            return Shortlist(self.labels[:size], self.scores[:size])
+        kept = np.flatnonzero(~np.isin(self.labels, dropped))[:size]
+        return Shortlist(self.labels[kept], self.scores[kept])
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ Knows no models; the only place where a request's outcome is recorded, once, whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from service.errors import (
     DeadlinePassed,
     Fault,
     InvalidRequest,
+    NothingUsable,
     ServiceError,
     Shed,
     reply_to,
@@ -62,24 +63,24 @@ class Answering:
         per_second = key.per_second if key.per_second is not None else settings.rate_per_second
         return None if per_second is None else Rate(per_second, settings.rate_burst)
 
-    async def _take_one(self, key: ApiKey | None) -> None:
+    async def _take_one(self, key: ApiKey | None, deadline: Deadline) -> None:
         """One product of the caller's rate, before any work is done for it. Raises RateLimited."""
         rate = self._rate(key)
         if key is not None and rate is not None:
-            await self._parts.rate_limiter.take(key.name, rate)
+            await self._parts.rate_limiter.take(key.name, rate, deadline.far_seconds())
 
-    async def _charge(self, key: ApiKey | None, products: int) -> None:
+    async def _charge(self, key: ApiKey | None, products: int, deadline: Deadline) -> None:
         """Further products of the caller's rate, of a batch that has begun."""
         rate = self._rate(key)
         if key is not None and rate is not None:
-            await self._parts.rate_limiter.charge(key.name, rate, products)
+            await self._parts.rate_limiter.charge(key.name, rate, products, deadline.far_seconds())
 
     async def one(self, request: Request, endpoint: Endpoint) -> Response:
         """POST /recommend, POST /bid-queries."""
         settings = self._parts.settings
         deadline = self._deadline(request, settings.deadline_milliseconds)
         with self._in_flight:
-            await self._take_one(self.check_key(request, endpoint))
+            await self._take_one(self.check_key(request, endpoint), deadline)
             recommender = self._parts.recommender(endpoint)
             wanted = parse(RecommendRequest, await self._body(request, deadline))
             outcome = await _until_hung_up(request, recommender.recommend(wanted, deadline))
@@ -96,20 +97,21 @@ class Answering:
         deadline = self._deadline(request, settings.max_deadline_milliseconds)
         with self._in_flight:
             key = self.check_key(request, endpoint)
-            await self._take_one(key)
+            await self._take_one(key, deadline)
             recommender = self._parts.recommender(endpoint)
             items = parse_batch(await self._body(request, deadline), settings.max_batch_products)
-            await self._charge(key, len(items) - 1)
+            await self._charge(key, len(items) - 1, deadline)
             wanted = [_parsed(item) for item in items]
             images = sum(len(own.product.images) for own in wanted if isinstance(own, RecommendRequest))
             if images > settings.max_batch_images:
                 detail = f"{images} images in all items, allowed are {settings.max_batch_images}"
                 raise InvalidRequest("the batch has too many images", [Fault("/items", "too_many_images", detail)])
             request_id = request.state.request_id
-            work = asyncio.gather(
-                *(self._item(recommender, endpoint, own, deadline, request_id, n) for n, own in enumerate(wanted))
-            )
-            answers = await _until_hung_up(request, _awaited(work))
+            own = [
+                partial(self._item, recommender, endpoint, each, deadline, request_id, place)
+                for place, each in enumerate(wanted)
+            ]
+            answers = await _until_hung_up(request, _all(own))
         _log_facts(request).update(items=len(answers), failed=sum(own["status"] != 200 for own in answers))
         return _json({"items": answers})
 
@@ -131,9 +133,17 @@ class Answering:
         return {"status": 200, "answer": outcome.answer}
 
     def note_refusal(self, error: Exception) -> None:
-        """Count what was shed."""
+        """Count what was shed, and what became of the pictures of a product that nothing is left of."""
         if isinstance(error, Shed):
             self._parts.metrics.shed.add(error.reason)
+        if isinstance(error, NothingUsable):
+            self._note_parts(error.image_outcomes, error.lookups)
+
+    def _note_parts(self, image_outcomes: Sequence[str], lookups: Sequence[tuple[str, str]]) -> None:
+        for image_outcome in image_outcomes:
+            self._parts.metrics.image_fetches.add(image_outcome)
+        for kind, lookup in lookups:
+            self._parts.metrics.cache_requests.add(kind, lookup)
 
     def _record(self, endpoint: Endpoint, outcome: Outcome, request_id: str, item: int | None = None) -> None:
         metrics = self._parts.metrics
@@ -142,10 +152,7 @@ class Answering:
         metrics.observe_answer(endpoint, outcome.answer, outcome.title_tokens)
         for step, seconds in outcome.timings.seconds.items():
             metrics.stage_seconds.observe(seconds, step)
-        for image_outcome in outcome.image_outcomes:
-            metrics.image_fetches.add(image_outcome)
-        for kind, lookup in outcome.lookups:
-            metrics.cache_requests.add(kind, lookup)
+        self._note_parts(outcome.image_outcomes, outcome.lookups)
         for reason in outcome.degraded:
             metrics.degraded.add(reason)
 
@@ -238,8 +245,9 @@ async def _hung_up(request: Request) -> None:
         continue
 
 
-async def _awaited(work: asyncio.Future[list[Out]]) -> list[Out]:
-    return await work
+async def _all(work: Sequence[Callable[[], Coroutine[Any, Any, Out]]]) -> list[Out]:
+    """Nothing is begun before this is: a batch whose client has gone costs nothing."""
+    return await asyncio.gather(*(begin() for begin in work))
 
 
 def _parsed(item: Any) -> RecommendRequest | InvalidRequest:

@@ -18,6 +18,8 @@ from mufin.scoring import ScoreSpec
 
 # Of a long ranking: ten that differ are found among the first few.
 _DESCRIBED_AT_ONCE = 32
+# Of scores and their parts in float32.
+_ROUNDING = 1e-5
 
 StageName = Literal["reranked", "shortlist"]
 
@@ -120,26 +122,32 @@ def results(
         if slots is not None:
             weights = None if attention is None else attention[row]
             names = [] if weights is None else _label_slots(*store.bag_layout(label.index))
-            entry["explanation"] = _explanation(slots, names, weights, classifier, entry["shortlist_score"], spec)
+            parts = _parts(scores[row], classifier, shortlist_scores[row], spec.fusion_weight)
+            entry["explanation"] = _explanation(slots, names, weights, parts)
         rows.append(entry)
     return rows
 
 
+def _parts(
+    score: float, classifier: float | None, shortlist: float, fusion_weight: float
+) -> tuple[float | None, float | None]:
+    """What of a score is the classifier's and what the shortlist's; nothing where it is not their weighted sum."""
+    if classifier is None:
+        return None, shortlist
+    parts = fusion_weight * classifier, (1 - fusion_weight) * shortlist
+    return parts if abs(sum(parts) - score) <= _ROUNDING else (None, None)
+
+
 def _explanation(
-    slots: Slots,
-    label_slots: list[str],
-    weights: FloatArray | None,
-    classifier: float | None,
-    shortlist: float,
-    spec: ScoreSpec,
+    slots: Slots, label_slots: list[str], weights: FloatArray | None, parts: tuple[float | None, float | None]
 ) -> dict[str, Any]:
-    alpha = spec.fusion_weight
+    classifier_part, shortlist_part = parts
     return {
         "attention": None if weights is None else [[float(weight) for weight in row] for row in weights],
         "product_slots": list(slots.product),
         "label_slots": label_slots,
-        "classifier_part": None if classifier is None else alpha * classifier,
-        "shortlist_part": shortlist if classifier is None else (1 - alpha) * shortlist,
+        "classifier_part": classifier_part,
+        "shortlist_part": shortlist_part,
     }
 
 

@@ -49,7 +49,7 @@ class BlockFile:
                 return None
             if status.st_size > _MOST_BYTES:
                 raise BlockListError(f"{self._path}: has {status.st_size} bytes, {_MOST_BYTES} are allowed")
-            lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
+            lines = (line.strip() for line in self._path.read_text(encoding="utf-8-sig").splitlines())
             ids = frozenset(line for line in lines if line and not line.startswith("#"))
         except (OSError, UnicodeDecodeError) as error:
             raise BlockListError(f"{self._path}: cannot be read ({error}): write it anew, one id a line") from error
@@ -74,13 +74,16 @@ class BlockSet:
             piece = await self._client.ask(lambda redis, at=start: redis.sscan(self._key, at, count=_SCAN_COUNT))  # type: ignore[misc]  # mypy infers no lambda with a default
             if piece is None:
                 raise BlockListError(f"Redis set {self._key}: Redis does not answer, or the key holds no set")
-            cursor, members = int(piece[0]), piece[1]
-            found.update(members)
+            try:
+                cursor, members = int(piece[0]), piece[1]
+                found.update(members)
+            except (TypeError, ValueError, LookupError) as error:
+                raise BlockListError(f"Redis set {self._key}: the reply is no piece of a set ({error})") from error
             if cursor == 0:
                 break
         try:
             ids = frozenset(member.decode("utf-8") for member in found)
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, AttributeError) as error:
             raise BlockListError(f"Redis set {self._key}: a member is not UTF-8 ({error})") from error
         unchanged, self._last = ids == self._last, ids
         return None if unchanged else ids

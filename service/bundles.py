@@ -87,7 +87,7 @@ class Model(Protocol):
     def shortlist_without(
         self,
         bags: Sequence[ProductBag],
-        k: int,
+        k: int | Sequence[int],
         allowed: BoolArray | None = None,
         excluded: Sequence[Int64Array] | None = None,
     ) -> list[Shortlist]: ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,8 +25,8 @@ _ENTRY_BYTES = 200
 class Cache(Protocol):
     """Bytes by key, for a while. A cache never fails: what it cannot do, it leaves out."""
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Values in the order of the keys; None where there is none."""
+    async def get_many(self, keys: Sequence[str], seconds: float = math.inf) -> list[bytes | None]:
+        """Values in the order of the keys; None where there is none, or it is not here within ``seconds``."""
         ...
 
     async def put_many(self, values: Mapping[str, bytes], ttl_seconds: float) -> None:
@@ -55,7 +56,7 @@ class MemoryCache:
         """What the entries cost, overhead included."""
         return self._used_bytes
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, keys: Sequence[str], seconds: float = math.inf) -> list[bytes | None]:
         """Values in the order of the keys."""
         return [self._get(key) for key in keys]
 
@@ -103,13 +104,13 @@ class LayeredCache:
         self._far = far
         self._near_ttl_seconds = near_ttl_seconds
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, keys: Sequence[str], seconds: float = math.inf) -> list[bytes | None]:
         """Values in the order of the keys; one question to the far cache at most."""
-        values = await self._near.get_many(keys)
+        values = await self._near.get_many(keys, seconds)
         missing = [key for key, value in zip(keys, values, strict=True) if value is None]
         if not missing:
             return values
-        found = dict(zip(missing, await self._far.get_many(missing), strict=True))
+        found = dict(zip(missing, await self._far.get_many(missing, seconds), strict=True))
         known = {key: value for key, value in found.items() if value is not None}
         if known:
             await self._near.put_many(known, self._near_ttl_seconds)

@@ -63,6 +63,11 @@ class InvalidRequest(ServiceError):
 class NothingUsable(InvalidRequest):
     """No title and no image of the product is left."""
 
+    image_outcomes: Sequence[str] = ()
+    """What became of each image, for the metrics"""
+    lookups: Sequence[tuple[str, str]] = ()
+    """(kind, outcome) of each question to the cache"""
+
 
 class Unauthenticated(ServiceError):
     """No API key, or an unknown one."""
@@ -115,9 +120,11 @@ class ClientGone(ServiceError):
 class PictureError(ServiceError):
     """One picture cannot be used; its text shows nothing of the network behind the service."""
 
-    def __init__(self, code: PictureCode, detail: str) -> None:
+    def __init__(self, code: PictureCode, detail: str, *, of_the_url: bool = True) -> None:
+        """``of_the_url``: whether it was the URL's own doing, and worth knowing when it is asked for again."""
         super().__init__(detail)
         self.code: PictureCode = code
+        self.of_the_url = of_the_url
 
 
 class SettingsError(ServiceError):

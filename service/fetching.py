@@ -111,16 +111,17 @@ class Fetcher:
             url = check_url(text, self._policy)
         except UrlRefused as error:
             raise PictureError("image_url_refused", str(error)) from error
+        asking = _Asking()
         try:
             # Waiting for a slot counts: nobody needs the picture later only because others were slow.
             async with asyncio.timeout(self._limits.total_seconds) as limit:
-                return await self._follow(url, etag, limit)
+                return await self._follow(url, etag, limit, asking)
         except TimeoutError as error:
-            raise PictureError("image_timeout", "the image did not come in time") from error
+            raise PictureError("image_timeout", "the image did not come in time", of_the_url=asking.now) from error
 
-    async def _follow(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout) -> Fetched:
+    async def _follow(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout, asking: _Asking) -> Fetched:
         for _ in range(MAX_REDIRECTS + 1):
-            hop = await self._visit(url, etag, limit)
+            hop = await self._visit(url, etag, limit, asking)
             if hop.fetched is not None:
                 return hop.fetched
             try:
@@ -129,7 +130,7 @@ class Fetcher:
                 raise _unreachable() from error
         raise _unreachable()
 
-    async def _visit(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout) -> _Hop:
+    async def _visit(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout, asking: _Asking) -> _Hop:
         """One hop, within its host's slots; the breaker of the very host that was asked is told how it went.
 
         Hosts are told apart by name for the slots, by origin for the breaker: a wrong port or scheme in some URLs
@@ -137,15 +138,16 @@ class Fetcher:
         """
         breaker = self._breakers.of(url.origin)
         if breaker.is_open:
-            raise _unreachable()
+            raise _unreachable(asked=False)
         # The host's slot first: whoever waits for a slow host must not hold one of the slots of all.
         async with self._host_slot(url.host), self._slots:
             if asyncio.get_running_loop().time() + _LEAST_SECONDS >= (limit.when() or math.inf):
                 # The slot came as the time ended: the host is not asked for what nobody waits for.
                 raise TimeoutError
             if not breaker.allow():
-                raise _unreachable()
+                raise _unreachable(asked=False)
             began = time.monotonic()
+            asking.now = True
             try:
                 hop = await self._hop(url, etag)
             except asyncio.CancelledError:
@@ -165,6 +167,7 @@ class Fetcher:
                 # One code for every failure of the network: callers must not learn what lies behind it.
                 raise _unreachable() from error
             breaker.succeeded()
+            asking.now = False
             return hop
 
     async def _hop(self, url: PictureUrl, etag: str | None) -> _Hop:
@@ -241,6 +244,13 @@ class Fetcher:
 
 
 @dataclass(slots=True)
+class _Asking:
+    """Whether a server is being asked: what takes too long before says nothing of the picture."""
+
+    now: bool = False
+
+
+@dataclass(slots=True)
 class _HostSlots:
     """Of one host; forgotten when nobody uses or awaits one."""
 
@@ -248,8 +258,8 @@ class _HostSlots:
     users: int = 0
 
 
-def _unreachable() -> PictureError:
-    return PictureError("image_unreachable", "the image could not be fetched")
+def _unreachable(*, asked: bool = True) -> PictureError:
+    return PictureError("image_unreachable", "the image could not be fetched", of_the_url=asked)
 
 
 def _text(value: bytes) -> str:

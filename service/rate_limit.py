@@ -64,20 +64,22 @@ class RateLimiter:
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    async def take(self, caller: str, rate: Rate) -> None:
-        """One token; raises RateLimited when less than one is left."""
-        taken, tokens = await self._take(caller, rate, 1, in_any_case=False)
+    async def take(self, caller: str, rate: Rate, seconds: float = math.inf) -> None:
+        """One token; raises RateLimited when less than one is left. ``seconds``: what Redis may take for it at most."""
+        taken, tokens = await self._take(caller, rate, 1, seconds, in_any_case=False)
         if not taken:
             wait = max(1, math.ceil((1 - tokens) / rate.per_second))
             raise RateLimited(f"the API key may ask for {rate.per_second:g} products a second", wait)
 
-    async def charge(self, caller: str, rate: Rate, tokens: int) -> None:
+    async def charge(self, caller: str, rate: Rate, tokens: int, seconds: float = math.inf) -> None:
         """Tokens for what is already under way; the bucket may go below zero, and later requests wait for it."""
         if tokens > 0:
-            await self._take(caller, rate, tokens, in_any_case=True)
+            await self._take(caller, rate, tokens, seconds, in_any_case=True)
 
-    async def _take(self, caller: str, rate: Rate, cost: int, *, in_any_case: bool) -> tuple[bool, float]:
-        answer = await self._ask(caller, rate, cost, in_any_case)
+    async def _take(
+        self, caller: str, rate: Rate, cost: int, seconds: float, *, in_any_case: bool
+    ) -> tuple[bool, float]:
+        answer = await self._ask(caller, rate, cost, seconds, in_any_case)
         if answer is not None:
             # Kept in step, so that a Redis that goes down does not give everybody a new full bucket.
             self._bucket(caller, rate).tokens = answer[1]
@@ -88,7 +90,9 @@ class RateLimiter:
             bucket.tokens -= cost
         return taken, bucket.tokens
 
-    async def _ask(self, caller: str, rate: Rate, cost: int, in_any_case: bool) -> tuple[bool, float] | None:
+    async def _ask(
+        self, caller: str, rate: Rate, cost: int, seconds: float, in_any_case: bool
+    ) -> tuple[bool, float] | None:
         """What Redis says; None without one, or when it says nothing of use."""
         if self._client is None:
             return None
@@ -97,7 +101,7 @@ class RateLimiter:
         async def evaluate(redis: Redis) -> Any:
             return await redis.eval(_TAKE, 1, _KEY_PREFIX + caller, *arguments)
 
-        answer = await self._client.ask(evaluate)
+        answer = await self._client.ask(evaluate, seconds)
         if not isinstance(answer, list) or len(answer) != 2 or not all(isinstance(own, int) for own in answer):
             return None
         return bool(answer[0]), answer[1] / 1000

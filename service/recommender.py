@@ -62,6 +62,10 @@ class Deadline:
         """Seconds left, not below 0."""
         return max(0.0, self.at - time.monotonic())
 
+    def far_seconds(self) -> float:
+        """What a question to another machine may take that can be done without: a quarter of what is left."""
+        return self.remaining() / 4
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -150,7 +154,7 @@ class Recommender:
         title = usable_title(request.product.title)
         try:
             with span("cache"):
-                known = await within(deadline.remaining(), self._vectors.known(title, images))
+                known = await within(deadline.remaining(), self._vectors.known(title, images, deadline.far_seconds()))
             work = self._vectors.work(title, known)
             if self._vectors.may_continue(title, known):
                 with self._queue.admit(work, deadline.remaining()):
@@ -363,7 +367,9 @@ def _warn(prepared: _Prepared, code: str, position: int, detail: str) -> None:
 def _nothing_usable(prepared: _Prepared, images: Sequence[str]) -> NothingUsable:
     faults = [Fault(f"/product/images/{w['image']}", w["code"], w["detail"]) for w in prepared.warnings if "image" in w]
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-    return NothingUsable(f"there is no title, and none of the {count} could be used", faults)
+    error = NothingUsable(f"there is no title, and none of the {count} could be used", faults)
+    error.image_outcomes, error.lookups = prepared.image_outcomes, prepared.lookups
+    return error
 
 
 def _note(timings: Timings, step: str, began: float, ended: float, **attributes: str) -> None:

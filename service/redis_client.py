@@ -6,6 +6,7 @@ Knows no keys and no values; every call answers None when Redis did not.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.breaker import Breaker
 from service.tracing import span
@@ -23,6 +24,11 @@ Out = TypeVar("Out")
 
 # After 3 failures in a row Redis is left alone for 30 s.
 FAILURES, REST_SECONDS = 3, 30.0
+
+# Calls at once; others wait for one of them to end, which says nothing against Redis.
+_CONNECTIONS = 64
+# A caller may have less patience than Redis is given: that it waited in vain counts only from this share of it on.
+_TELLING_SHARE = 0.5
 
 # Made once: each connection would else look up the version in files, on the event loop.
 _DRIVER = DriverInfo()
@@ -39,20 +45,34 @@ class RedisClient:
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
-            max_connections=64,
+            max_connections=_CONNECTIONS,
             driver_info=_DRIVER,
         )
+        self._free = asyncio.Semaphore(_CONNECTIONS)
 
-    async def ask(self, call: Callable[[Redis], Awaitable[Out]]) -> Out | None:
-        """The answer to a call, or None when Redis is left alone, late or broken."""
+    async def ask(self, call: Callable[[Redis], Awaitable[Out]], seconds: float = math.inf) -> Out | None:
+        """The answer to a call, or None when Redis is left alone, late or broken.
+
+        ``seconds``: the caller's patience, where it has less than Redis is given.
+        """
         if not self.breaker.allow():
             return None
-        began = self.breaker.clock()
+        began = math.inf
         try:
             with span("redis", SpanKind.CLIENT):
-                async with asyncio.timeout(self._timeout_seconds):
+                async with asyncio.timeout(min(self._timeout_seconds, seconds)), self._free:
+                    began = self.breaker.clock()
                     answer = await call(self._redis)
-        except (RedisError, OSError, TimeoutError, ValueError, UnicodeError):
+        except ResponseError:  # of another type, not permitted, out of memory: it answers
+            self.breaker.succeeded()
+            return None
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if self.breaker.clock() - began >= _TELLING_SHARE * self._timeout_seconds:
+                self.breaker.failed(began)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return None
+        except (RedisError, OSError, ValueError, UnicodeError):
             self.breaker.failed(began)
             return None
         self.breaker.succeeded()

@@ -226,9 +226,12 @@ class Explanation(_Answer):
     label_slots: list[str]
     """"image 0", "title": what the columns are."""
     classifier_part: float | None
-    """fusion weight x classifier_score; null when reranking was cut."""
-    shortlist_part: float
-    """(1 - fusion weight) x shortlist_score, or the whole score when reranking was cut."""
+    """fusion weight x classifier_score; null when reranking was cut, and where the score is not the sum of the two parts."""
+    shortlist_part: float | None
+    """(1 - fusion weight) x shortlist_score, or the whole score when reranking was cut.
+
+    null where the score is no such sum: in bundles with a learned combination, and of labels added without training.
+    """
 
 
 class Result(_Answer):

@@ -6,6 +6,7 @@ Knows no embeddings; a Redis that is down is a cache that knows nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,11 +23,11 @@ class RedisCache:
         self._longest_ttl_seconds = longest_ttl_seconds
         self._putting: set[asyncio.Task[None]] = set()
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, keys: Sequence[str], seconds: float = math.inf) -> list[bytes | None]:
         """Values in the order of the keys."""
         if not keys:
             return []
-        found = await self._client.ask(lambda redis: redis.mget(list(keys)))
+        found = await self._client.ask(lambda redis: redis.mget(list(keys)), seconds)
         if not isinstance(found, list) or len(found) != len(keys):
             return [None] * len(keys)
         return [value if isinstance(value, bytes) else None for value in found]

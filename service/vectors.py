@@ -10,16 +10,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from opentelemetry.trace import SpanKind
 
-from mufin.inputs import FloatArray, Uint8Array, normalise_title
-from service.batching import BatchQueue, Stage, run_batch
+from mufin.inputs import FloatArray, normalise_title
+from service.batching import BatchQueue, Stage
 from service.bundles import Encoder
 from service.cache import Cache, Kind, SingleFlight, cache_key
 from service.decoding import Decoder, read_data_url
+from service.encoder_calls import Sequel, TitleItem, TitleResult, encode_images, encode_titles, unpacked
 from service.errors import PictureError
 from service.fetching import Fetcher, require_image
 from service.tracing import span
@@ -71,33 +72,6 @@ class TitleOutcome:
     """(known, unknown) to the tokenizer, where this request had it encoded"""
 
 
-class Sequel(Protocol):
-    """What a worker does with vectors that it has just made, before it gives them back: a way there and back less."""
-
-    def __call__(self, jobs: Sequence[Any], vectors: Sequence[FloatArray]) -> list[Any]:
-        """A result for every job; ``vectors``: the title's of each."""
-        ...
-
-
-@dataclass(slots=True)
-class _TitleItem:
-    """One title on its way to the encoder."""
-
-    title: str
-    sequel: Sequel | None = None
-    job: Any = None
-
-
-@dataclass(slots=True)
-class _TitleResult:
-    """What comes back."""
-
-    packed: bytes
-    tokens: tuple[int, int]
-    result: Any = None
-    """Of the sequel; an Exception: it failed"""
-
-
 @dataclass(slots=True)
 class Known:
     """What the cache knew of a product."""
@@ -130,7 +104,7 @@ class Vectors:
         self._fetcher, self._decoder, self._limits = fetcher, decoder, limits
         # Functions of the encoder alone: were they methods, this object and its stages would hold each other.
         self._number = np.dtype(np.float16 if limits.shared else np.float32)
-        titles, images = partial(_encode_titles, encoder, self._number), partial(_encode_images, encoder)
+        titles, images = partial(encode_titles, encoder, self._number), partial(encode_images, encoder)
         # Titles go first: they cost little, and a request whose pictures are late is answered from its title.
         self._images = queue.stage("encode_images", images, limits.max_image_batch, step=0)
         self._titles = queue.stage("encode_titles", titles, limits.max_title_batch, step=1)
@@ -156,11 +130,14 @@ class Vectors:
         """Where images are encoded."""
         return self._images
 
-    async def known(self, title: str, images: Sequence[str]) -> Known:
-        """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs."""
+    async def known(self, title: str, images: Sequence[str], seconds: float) -> Known:
+        """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs.
+
+        ``seconds``: what each may take; a shared cache that takes longer knows nothing.
+        """
         title_key = self._title_key(title) if title else ""
         url_keys = {url: url_key(url) for url in images if not url.startswith("data:")}
-        found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()))
+        found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()), seconds)
         vector = self._whole(found.get(title_key), self._encoder.title_width)
         hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
         if not images:
@@ -172,7 +149,7 @@ class Vectors:
                 entries[url] = entry
         fresh = {url: entry for url, entry in entries.items() if self._is_fresh(entry)}
         image_keys = {own.content_hash: self._image_key(own.content_hash) for own in fresh.values() if own.content_hash}
-        packed = await self._found(list(image_keys.values())) if image_keys else {}
+        packed = await self._found(list(image_keys.values()), seconds) if image_keys else {}
         outcomes = [
             None
             if url not in fresh
@@ -188,8 +165,8 @@ class Vectors:
         vector = self._whole(packed, self._encoder.dimension)
         return None if vector is None else ImageOutcome(self._unpack(vector), lookups=_BOTH_HIT)
 
-    async def _found(self, keys: Sequence[str]) -> dict[str, bytes]:
-        values = await self._cache.get_many(keys) if keys else []
+    async def _found(self, keys: Sequence[str], seconds: float) -> dict[str, bytes]:
+        values = await self._cache.get_many(keys, seconds) if keys else []
         return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
 
     async def title(self, title: str) -> TitleOutcome:
@@ -201,7 +178,7 @@ class Vectors:
         async def encode() -> bytes:
             nonlocal tokens
             with span("encode", modality="title"):
-                found = await self._queue.submit(self._titles, _TitleItem(title))
+                found = await self._queue.submit(self._titles, TitleItem(title))
             tokens = found.tokens
             self._put(key, found.packed, self._limits.embedding_ttl_seconds)
             return found.packed
@@ -224,8 +201,8 @@ class Vectors:
         and TimeoutError when they are not there within ``seconds``.
         """
 
-        async def encode() -> tuple[bytes, _TitleResult]:
-            found = await self._queue.submit(self._titles, _TitleItem(title, sequel, job), seconds)
+        async def encode() -> tuple[bytes, TitleResult]:
+            found = await self._queue.submit(self._titles, TitleItem(title, sequel, job), seconds)
             self._put(key, found.packed, self._limits.embedding_ttl_seconds)
             return found.packed, found
 
@@ -264,8 +241,8 @@ class Vectors:
         packed = await self._look_up(picture.content_hash)
         lookups.append(("image", "miss" if packed is None else "hit"))
         if packed is None and picture.content is None:
-            # Unchanged by its ETag, but the embedding was forgotten meanwhile.
-            picture = await self._url_flights.run(url, lambda: self._fetch(url, None))
+            # Unchanged by its ETag, but the embedding was forgotten meanwhile. Not a flight that asks by an ETag again.
+            picture = await self._url_flights.run(f"whole {url}", lambda: self._fetch(url, None))
         if packed is None:
             try:
                 packed = await self._encode(picture, seconds)
@@ -292,7 +269,8 @@ class Vectors:
             with span("fetch", SpanKind.CLIENT):
                 fetched = await self._fetcher.fetch(url, etag)
         except PictureError as error:
-            self._remember(url, UrlEntry(None, None, time.time(), error))
+            if error.of_the_url:
+                self._remember(url, UrlEntry(None, None, time.time(), error))
             raise
         if fetched.content is None and entry is not None:
             self._remember(url, replace(entry, fetched_at=time.time()))
@@ -322,8 +300,12 @@ class Vectors:
         return self._whole(packed, self._encoder.dimension)
 
     def _whole(self, packed: bytes | None, width: int) -> bytes | None:
-        """Nothing but a vector of this model's size: a shared cache may hold garbage."""
-        return packed if packed is not None and len(packed) == self._number.itemsize * width else None
+        """Nothing but a vector of this model's size, all of it numbers: a shared cache may hold garbage."""
+        if packed is None or len(packed) != self._number.itemsize * width:
+            return None
+        if self._limits.shared and not np.isfinite(np.frombuffer(packed, dtype=self._number)).all():
+            return None
+        return packed
 
     def _is_fresh(self, entry: UrlEntry) -> bool:
         fresh = self._limits.url_failed_seconds if entry.failure is not None else self._limits.url_fresh_seconds
@@ -345,7 +327,7 @@ class Vectors:
 
     def _unpack(self, packed: bytes) -> FloatArray:
         """Every vector comes this way, cached or not."""
-        return _unpacked(packed, self._number)
+        return unpacked(packed, self._number)
 
     def _put(self, key: str, value: bytes, ttl_seconds: float) -> None:
         self._cache.put_soon({key: value}, ttl_seconds)
@@ -362,33 +344,6 @@ class _Picture:
     content: bytes | None
     """None when only the hash is known."""
     content_hash: str
-
-
-def _encode_titles(encoder: Encoder, number: np.dtype[Any], items: Sequence[_TitleItem]) -> list[_TitleResult]:
-    """Vectors and tokens of each title, and what follows them: of one kind together, and failing alone."""
-    vectors, tokens = encoder.encode_counted([own.title for own in items])
-    packed = [vector.tobytes() for vector in vectors.astype(number)]
-    kinds: dict[Sequel, list[int]] = {}
-    for row, own in enumerate(items):
-        if own.sequel is not None:
-            kinds.setdefault(own.sequel, []).append(row)
-    results: dict[int, Any] = {}
-    for sequel, rows in kinds.items():
-        pairs = [(items[row].job, _unpacked(packed[row], number)) for row in rows]
-        results.update(zip(rows, run_batch(partial(_continue, sequel), pairs), strict=True))
-    return [_TitleResult(packed[row], tokens[row], results.get(row)) for row in range(len(items))]
-
-
-def _continue(sequel: Sequel, pairs: Sequence[tuple[Any, FloatArray]]) -> list[Any]:
-    return sequel([job for job, _ in pairs], [vector for _, vector in pairs])
-
-
-def _unpacked(packed: bytes, number: np.dtype[Any]) -> FloatArray:
-    return np.frombuffer(packed, dtype=number).astype(np.float32)
-
-
-def _encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
-    return list(encoder.encode_images(np.stack(pixels)))
 
 
 def usable_title(title: str | None) -> str:

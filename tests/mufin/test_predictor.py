@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model_export.label_index import IndexSettings
 from mufin.bundle import TEXT_GRAPH_FILE
 from mufin.errors import InputError
 from mufin.graphs import EncoderGraphs
 from mufin.inputs import FloatArray, TokenBatch
 from mufin.predictor import Predictor, ProductBag, open_predictor
 from mufin.scoring import classifier_scores, fuse
-from tests.bundle_factory import DIMENSION, SIDE, make_tiny_bundle, pixels
+from tests.bundle_factory import COLOURS, DIMENSION, KINDS, SIDE, make_tiny_bundle, pixels
 from tests.mufin.test_bundle import ROOT, reseal
 
 NO_IMAGES = np.zeros((0, SIDE, SIDE, 3), np.uint8)
@@ -169,6 +170,22 @@ def test_exclusions_of_one_product_change_no_other(predictor: Predictor, bags: l
     beside = predictor.rank(bags, 10, excluded=[np.arange(20), np.zeros(0, np.int64), np.arange(5)])[1]
     np.testing.assert_array_equal(alone.labels, beside.labels)
     np.testing.assert_allclose(alone.scores, beside.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw-sq8", "ivf-sq8"])
+def test_no_product_s_answer_depends_on_what_others_want(tmp_path: Path, kind: str) -> None:
+    """Exclusions and k of neighbours, also where an index finds other labels when it is asked for more."""
+    settings = IndexSettings() if kind == "exact" else IndexSettings(exact_labels=0, kinds=(kind,))
+    folder = make_tiny_bundle(tmp_path / "b", labels=600, shortlist_size=8, index=settings)
+    predictor, nothing = open_predictor(folder), np.zeros(0, np.int64)
+    bags = predictor.embed([f"{colour} {kind}" for colour in COLOURS for kind in KINDS], [NO_IMAGES] * 20)
+    for row, bag in enumerate(bags[:-1]):
+        alone = predictor.shortlist_without([bag], 5)[0]
+        others = [bags[-1], bag, bags[row - 1]]
+        beside = predictor.shortlist_without(others, [100, 5, 30], None, [np.arange(300), nothing, np.arange(3)])
+        assert [len(own.labels) for own in beside] == [100, 8, 30]
+        np.testing.assert_array_equal(alone.labels, beside[1].labels)
+        np.testing.assert_array_equal(alone.scores, beside[1].scores)
 
 
 def test_attention_weights_are_shares_of_a_labels_slots(predictor: Predictor, bags: list[ProductBag]) -> None:

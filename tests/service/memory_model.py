@@ -212,16 +212,16 @@ class MemoryModel:
     def shortlist_without(
         self,
         bags: Sequence[ProductBag],
-        k: int,
+        k: int | Sequence[int],
         allowed: BoolArray | None = None,
         excluded: Sequence[Int64Array] | None = None,
     ) -> list[Shortlist]:
-        size = max(k, self.score_spec.shortlist_size)
+        sizes = [max(own, self.score_spec.shortlist_size) for own in ([k] * len(bags) if isinstance(k, int) else k)]
         labels, scores = self.labels.search(np.stack([bag.embedding for bag in bags]), self.labels.size, allowed)
         found = []
         for row in range(len(bags)):
             drop = excluded[row] if excluded is not None else np.zeros(0, dtype=np.int64)
-            kept = np.flatnonzero((labels[row] >= 0) & ~np.isin(labels[row], drop))[:size]
+            kept = np.flatnonzero((labels[row] >= 0) & ~np.isin(labels[row], drop))[: sizes[row]]
             found.append(Shortlist(labels[row][kept], scores[row][kept]))
         return found
 

@@ -76,6 +76,28 @@ async def test_a_redis_set_is_read_whole_and_its_absence_is_an_empty_list(tmp_pa
         await client.aclose()
 
 
+async def test_a_file_that_begins_with_a_byte_order_mark_loses_no_id(tmp_path: Path) -> None:
+    """As some editors and spreadsheets write it."""
+    path = tmp_path / "out.txt"
+    path.write_bytes("\ufeffl0\nl1\n".encode())
+    assert await BlockFile(path).read() == frozenset({"l0", "l1"})
+
+
+@pytest.mark.parametrize(
+    "reply", [7, [], [b"x", []], [0, 5], [0, ["l1"]], [0, [[]]], [0, {"l1": None}], [0, [b"\xff"]]]
+)
+async def test_a_reply_that_is_no_set_is_a_failure_that_is_told(reply: object) -> None:
+    """Whatever answers there."""
+
+    class Odd:
+        async def ask(self, call: object) -> object:
+            return reply
+
+    client: Any = Odd()
+    with pytest.raises(BlockListError, match="Redis set out"):
+        await BlockSet(client, "out").read()
+
+
 def test_a_set_needs_a_redis() -> None:
     """And neither file nor set is no list."""
     with pytest.raises(SettingsError, match="redis_url"):

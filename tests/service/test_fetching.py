@@ -18,7 +18,8 @@ from service.dialling import ConnectFault, Dialler, connect
 from service.errors import PictureError
 from service.fetching import Fetcher, FetchLimits
 from service.picture_urls import UrlPolicy
-from tests.service.serving import PictureServer, picture, picture_server
+from tests.service.redis_process import free_port
+from tests.service.serving import PictureServer, eventually, picture, picture_server
 
 BOTH_LOOPS = True
 PNG = picture()
@@ -194,3 +195,40 @@ async def test_a_closed_port_is_unreachable() -> None:
         fetcher._policy = UrlPolicy(allow_http=True, ports=frozenset({port}), is_public=_loopback_is_public)
         assert await _code(fetcher, f"http://127.0.0.1:{port}/1.png") == "image_unreachable"
         assert pictures.heads == []
+
+
+async def test_waiting_for_a_slot_is_not_the_url_s_fault() -> None:
+    """A picture that was never asked for is told apart from one that did not come: only the latter is remembered."""
+    async with picture_server() as pictures:
+
+        async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: str) -> None:
+            await asyncio.sleep(5)
+            writer.close()
+
+        pictures.routes["/slow.png"] = slow
+        pictures.serve("/quick.png", picture())
+        limits = FetchLimits(first_byte_seconds=4.0, total_seconds=0.3, max_fetches_per_host=1)
+        fetcher = Fetcher(UrlPolicy(trusted_origins=frozenset({pictures.origin})), limits)
+        first = asyncio.ensure_future(fetcher.fetch(f"{pictures.origin}/slow.png"))
+        await eventually(lambda: pictures.hits("/slow.png") == 1)
+        with pytest.raises(PictureError) as waited:
+            await fetcher.fetch(f"{pictures.origin}/quick.png")
+        with pytest.raises(PictureError) as asked:
+            await first
+        assert (waited.value.code, waited.value.of_the_url) == ("image_timeout", False)
+        assert (asked.value.code, asked.value.of_the_url) == ("image_timeout", True)
+        await fetcher.aclose()
+
+
+async def test_a_host_that_is_left_alone_says_nothing_of_the_url() -> None:
+    """It is asked again as soon as its host is."""
+    port = free_port()
+    origin = f"http://127.0.0.1:{port}"
+    fetcher = Fetcher(UrlPolicy(trusted_origins=frozenset({origin})), FetchLimits())
+    found = []
+    for number in range(8):
+        with pytest.raises(PictureError) as refused:
+            await fetcher.fetch(f"{origin}/{number}.png")
+        found.append(refused.value.of_the_url)
+    assert found == [True] * 5 + [False] * 3
+    await fetcher.aclose()

@@ -56,6 +56,18 @@ async def test_an_answer_without_labels_has_no_top_probability() -> None:
         assert await value(client, 'mufin_products_total{endpoint="recommend",modality="title"}') == 1.0
 
 
+async def test_pictures_of_a_product_that_nothing_is_left_of_are_counted() -> None:
+    """Alone and in a batch: a picture host that is down shows, whatever the products came with."""
+    origin = f"http://127.0.0.1:{free_port()}"
+    async with running(fetch_trusted_origins=(origin,)) as (client, _):
+        body = {"product": {"images": [f"{origin}/1.png", f"{origin}/2.png"]}}
+        assert (await client.post("/recommend", json=body)).status_code == 422
+        batch = {"items": [{"product": {"images": [f"{origin}/3.png"]}}]}
+        assert (await client.post("/recommend/batch", json=batch)).json()["items"][0]["status"] == 422
+        assert await value(client, 'mufin_image_fetch_total{outcome="image_unreachable"}') == 3.0
+        assert await value(client, 'mufin_cache_requests_total{kind="url",outcome="miss"}') == 3.0
+
+
 async def test_breakers_are_shown() -> None:
     """A Redis that is not there opens its breaker; hosts are counted, never named."""
     async with running(redis_url=f"redis://127.0.0.1:{free_port()}/0") as (client, app):
