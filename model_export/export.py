@@ -41,6 +41,7 @@ from mufin.inputs import FloatArray, Int64Array, TitleTokenizer, normalise_title
 from mufin.label_files import write_labels
 from mufin.label_filters import EXCLUDED_FILE, FILTERS_FILE, write_excluded, write_filters
 from mufin.label_records_file import check_number
+from mufin.label_search import EXACT
 from mufin.manifest import BundleSizes, Encoders
 from mufin.training.encode import embed_items
 from mufin.training.item_arrays import ItemArrays
@@ -126,7 +127,7 @@ def export_trained(
         choice = _choose_encoders(trained, catalogue, writer, scratch, settings, reporter)
         manifest = writer.seal(
             name, trained.input_spec, trained.score_spec, replace(sizes, encoders=choice.encoders), tolerances,
-            {**_provenance(trained, catalogue), "encoders": choice.provenance},
+            {**_provenance(trained, catalogue), **_target(index, settings.index), "encoders": choice.provenance},
         )  # fmt: skip
         parity = verify_bundle(folder)
         require_parity(parity, target)
@@ -262,6 +263,11 @@ def _provenance(trained: Trained, catalogue: Catalogue) -> dict[str, Any]:
         "metrics": _plain(trained.metrics),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
+
+
+def _target(index: LabelIndex, settings: IndexSettings) -> dict[str, Any]:
+    """What an update that builds the index anew has to reach; of an exact one there is nothing to say."""
+    return {} if index.kind == EXACT else {"index": {"target_recall": settings.target_recall}}
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from model_export.answer_images import answer_images
 from model_export.golden_update import updated_golden
 from model_export.index_update import extend_index
-from model_export.label_index import IndexSettings, build_index, write_index
+from model_export.label_index import IndexSettings, LabelIndex, build_index, write_index
 from model_export.verify import require_parity, verify_bundle
 from mufin.bundle import (
     GOLDEN_FILE,
@@ -34,7 +34,7 @@ from mufin.bundle import (
 from mufin.catalogue import Item, read_items
 from mufin.combination import COMBINATION_FILE
 from mufin.cross_attention_file import CROSS_FILE, read_label_fold
-from mufin.errors import BundleError, ConfigError
+from mufin.errors import BundleError, CatalogueError, ConfigError, ImageError
 from mufin.evidence import Evidence
 from mufin.evidence_file import EVIDENCE_FILE, write_evidence
 from mufin.evidence_labels import with_labels, without_labels
@@ -92,18 +92,20 @@ def add_labels(
 ) -> Update:  # fmt: skip
     """Write the bundle ``source`` with the items of a JSONL or Parquet file as further labels to ``target``.
 
-    Raises CatalogueError for a bad item, BundleError for an id that is a label already, when a new label is not found
-    by its own title and pictures, or when the new bundle does not compute what it should.
+    Raises CatalogueError for a bad item or picture, BundleError for an id that is a label already, when a new label is
+    not found by its own title and pictures, or when the new bundle does not compute what it should.
     """
     began = time.monotonic()
     bundle, items = open_bundle(source), read_items(items_path)
     _refuse_known(bundle, items, items_path)
     sizes, spec = bundle.manifest.sizes, bundle.manifest.input_spec
+    _refuse_empty(items, items_path, spec.max_images)
     own = max(min(len(i.images), spec.max_images) + bool(normalise_title(i.title)) for i in items)
     with BundleWriter(target) as writer:
         folder = writer.folder
-        _copy(bundle, folder, [*_unchanged(bundle), EXCLUDED_FILE, HEAD_FILE])
+        _copy(bundle, folder, [*_unchanged(bundle), HEAD_FILE])
         write_removed(folder, bundle.removed)
+        _extend_excluded(bundle, items, folder)
         texts = ((i.id, i.title, answer_images(i, image_base_url), i.metadata) for i in items)
         extend_labels(source, folder, texts)
         extend_filters(source / FILTERS_FILE, folder / FILTERS_FILE, (i.metadata for i in items))
@@ -126,7 +128,8 @@ def add_labels(
 def remove_labels(source: Path, ids_path: Path, target: Path, progress: Progress) -> Update:
     """Write the bundle ``source`` without the labels whose ids stand in a text file, one a line, to ``target``.
 
-    Raises BundleError for an id that is no label, and when none would be left.
+    Raises BundleError for an id that is no label, when none would be left, and when tombstones are to be cleared away
+    and no index of the bundle's kind finds enough of the labels that stay.
     """
     began = time.monotonic()
     bundle = open_bundle(source)
@@ -165,6 +168,16 @@ def _refuse_known(bundle: Bundle, items: Sequence[Item], path: Path) -> None:
         )
 
 
+def _refuse_empty(items: Sequence[Item], path: Path, most: int) -> None:
+    """A catalogue's item has a title or an image; this bundle may not look at images."""
+    empty = [i.id for i in items if not normalise_title(i.title) and not i.images[:most]]
+    if empty:
+        raise CatalogueError(
+            path, None, f"{_some(empty)} of its {len(items)} items have no title, and the bundle uses {most} images of a "
+            "label; give them a title or delete the lines",
+        )  # fmt: skip
+
+
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
@@ -172,7 +185,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _read_ids(bundle: Bundle, path: Path) -> Int64Array:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}): give a UTF-8 file with one label id a line") from error
     ids = [line.strip() for line in lines if line.strip()]
@@ -196,6 +209,21 @@ def _unchanged(bundle: Bundle) -> list[str]:
 def _copy(bundle: Bundle, folder: Path, names: Sequence[str]) -> None:
     for name in names:
         shutil.copyfile(bundle.path(name), folder / name)
+
+
+def _extend_excluded(bundle: Bundle, items: Sequence[Item], folder: Path) -> None:
+    """excluded.npz; an exclude pair of a removed label holds for the label that comes back under its id, too."""
+    # Any tombstone of an id will do: whatever came back before was given the pairs of the one before it.
+    old = [bundle.labels.index_of(item.id) for item in items]
+    back = {index: bundle.manifest.sizes.labels + place for place, index in enumerate(old) if index is not None}
+    if not back:
+        _copy(bundle, folder, [EXCLUDED_FILE])
+        return
+    excluded = {
+        product: np.asarray([*labels, *(back[label] for label in labels.tolist() if label in back)], dtype=np.int64)
+        for product, labels in bundle.exclusions.items()
+    }
+    write_excluded(folder / EXCLUDED_FILE, excluded)
 
 
 def _extend_records(
@@ -232,7 +260,13 @@ def _extended(evidence: Evidence, added: Sequence[_Added]) -> Evidence:
 
 
 def _pixels(item: Item, reader: ImageReader, side: int, most: int) -> Uint8Array:
-    images = [decode_image(reader.read(name), side) for name in item.images[:most]]
+    images = []
+    for name in item.images[:most]:
+        try:
+            images.append(decode_image(reader.read(name), side))
+        except ImageError as error:
+            reason = f"image {name!r} of item {item.id!r}: {error}; replace or remove the image"
+            raise CatalogueError(reader.folder, None, reason) from error
     return np.stack(images) if images else np.zeros((0, side, side, 3), dtype=np.uint8)
 
 
@@ -281,10 +315,7 @@ def _compact(bundle: Bundle, kept: Int64Array, folder: Path, progress: Progress)
             embeddings[start : start + len(block)] = store.embeddings(block)
             progress("compacting labels", start + len(block), len(kept))
     write_removed(folder, np.zeros(0, dtype=np.int64))
-    settings = IndexSettings()
-    frequency = np.zeros(len(kept), dtype=np.int64)
-    frequency[new[np.setdiff1d(bundle.head_labels, bundle.removed)].clip(0)] = settings.head_frequency
-    index = build_index(embeddings, frequency, bundle.manifest.score_spec.shortlist_size, settings)
+    index = _rebuilt_index(bundle, embeddings, new[bundle.head_labels])
     write_index(folder, index)
     return replace(
         sizes,
@@ -294,6 +325,29 @@ def _compact(bundle: Bundle, kept: Int64Array, folder: Path, progress: Progress)
         index=index.kind,
         index_candidates=index.candidates,
     )
+
+
+def _rebuilt_index(bundle: Bundle, embeddings: FloatArray, head: Int64Array) -> LabelIndex:
+    """Of (n, D) labels that are left, of the bundle's kind: that is what its tolerances are of.
+
+    ``head``: head labels in the new numbering, -1 for those that are gone.
+    """
+    sizes, told = bundle.manifest.sizes, bundle.manifest.provenance.get("index", {})
+    if sizes.index == EXACT:
+        settings = IndexSettings(exact_labels=len(embeddings))
+    else:
+        target = told.get("target_recall", IndexSettings.target_recall)
+        settings = IndexSettings(exact_labels=0, target_recall=target, kinds=(sizes.index,))
+    frequency = np.zeros(len(embeddings), dtype=np.int64)
+    frequency[head[head >= 0]] = settings.head_frequency
+    try:
+        return build_index(embeddings, frequency, bundle.manifest.score_spec.shortlist_size, settings)
+    except (ConfigError, RuntimeError) as error:
+        # Too little found, and what FAISS says of too few labels: remedies are settings of an export, not of an update.
+        raise BundleError(
+            f"{bundle.folder}: no {sizes.index} index can be built of the {len(embeddings)} labels that are left "
+            f"({error}): run mufin-export again on a catalogue without the removed labels"
+        ) from error
 
 
 def _seal(

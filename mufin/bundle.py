@@ -104,8 +104,10 @@ class BundleWriter:
         self.target = target
         self.folder = target.with_name(f".{target.name}.partial")
         self._scratch = target.with_name(f".{target.name}.scratch")
-        if target.exists():
-            raise BundleError(f"{target} exists: name another folder, or remove it first")
+        # A link to nothing does not "exist", but the last rename fails on it.
+        if os.path.lexists(target):
+            kind = "exists, as a link" if target.is_symlink() else "exists"
+            raise BundleError(f"{target} {kind}: name another folder, or remove it first")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
@@ -308,21 +310,28 @@ def _check_sizes(bundle: Bundle) -> None:
     expected = (sizes.dimension, sizes.label_slots, sizes.record_type)
     if found != expected:
         raise BundleError(f"{place / RECORDS_FILE}: records are {found}, the manifest says {expected}: {_AGAIN}")
-    highest = max(bundle.exclusions.highest_label, int(bundle.head_labels.max(initial=-1)))
-    if highest >= sizes.labels:
-        raise BundleError(f"{place}: label {highest} is named, the manifest says {sizes.labels} labels: {_AGAIN}")
-    _check_removed(bundle.removed, sizes, place / REMOVED_FILE)
+    _check_labels(bundle.exclusions.labels, sizes, place / EXCLUDED_FILE)
+    for name, labels in ((HEAD_FILE, bundle.head_labels), (REMOVED_FILE, bundle.removed)):
+        _check_labels(labels, sizes, place / name)
+        if (labels[1:] <= labels[:-1]).any():
+            raise BundleError(f"{place / name}: is not ascending within 0..{sizes.labels - 1}: {_AGAIN}")
+    if len(bundle.removed) != sizes.removed:
+        raise BundleError(
+            f"{place / REMOVED_FILE}: has {len(bundle.removed)} labels, the manifest says {sizes.removed}: {_AGAIN}"
+        )
     if bundle.cross_attention is not None:
         check_cross_attention(bundle.cross_attention, sizes.dimension, place / CROSS_FILE)
 
 
-def _check_removed(removed: Int64Array, sizes: BundleSizes, path: Path) -> None:
-    if removed.dtype != np.int64 or len(removed) != sizes.removed:
+def _check_labels(labels: Int64Array, sizes: BundleSizes, path: Path) -> None:
+    """Label numbers of a file; compiled code reads wherever they point."""
+    if labels.dtype != np.int64 or labels.ndim != 1:
+        raise BundleError(f"{path}: holds {labels.dtype} of shape {labels.shape}, needs a row of int64: {_AGAIN}")
+    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=-1))
+    if lowest < 0 or highest >= sizes.labels:
         raise BundleError(
-            f"{path}: has {len(removed)} {removed.dtype}, the manifest says {sizes.removed} int64: {_AGAIN}"
+            f"{path}: names labels {lowest} to {highest}, the manifest says {sizes.labels} labels: {_AGAIN}"
         )
-    if len(removed) and (removed[0] < 0 or removed[-1] >= sizes.labels or (np.diff(removed) <= 0).any()):
-        raise BundleError(f"{path}: is not ascending within 0..{sizes.labels - 1}: {_AGAIN}")
 
 
 def _describe(path: Path) -> FileEntry:

@@ -9,7 +9,7 @@ import csv
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from mufin.errors import CatalogueError
 
 LISTED_FAULTS = 20
 _PARQUET_BATCH_ROWS = 8192
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
+_SHOWN_DIGITS = 24
 
 
 class Faults:
@@ -98,6 +100,7 @@ def _json_record(path: Path, line: int, text: str, faults: Faults) -> dict[str, 
         record = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in text:  # only an escape can smuggle in half a surrogate pair
             json.dumps(record, ensure_ascii=False).encode("utf-8")
+        number = _number_fault(record) if isinstance(record, dict) else None
     except UnicodeEncodeError:
         faults.add(path, line, "an escape \\ud800..\\udfff stands alone and is no character; correct the text")
     except json.JSONDecodeError as error:
@@ -105,9 +108,42 @@ def _json_record(path: Path, line: int, text: str, faults: Faults) -> dict[str, 
     except (ValueError, RecursionError) as error:
         faults.add(path, line, f"no JSON that can be used: {error}; correct the value")
     else:
-        if isinstance(record, dict):
+        if isinstance(record, dict) and number is None:
             return record
-        faults.add(path, line, f'the line is a JSON {type(record).__name__}; write an object {{"id": ..., ...}}')
+        faults.add(
+            path, line, number or f'the line is a JSON {type(record).__name__}; write an object {{"id": ..., ...}}'
+        )
+    return None
+
+
+def _number_fault(record: Mapping[str, Any]) -> str | None:
+    """Which number of a record no answer could hold, and the remedy; None when there is none."""
+    found = _odd_number(record)
+    if found is None:
+        return None
+    place, value = found
+    name, spelt = place.removeprefix("."), str(value)
+    if isinstance(value, float):
+        return f"{name} is {spelt}, not finite; write a number below 1.8e308, or text"
+    if len(spelt) > _SHOWN_DIGITS:
+        spelt = f"{spelt[:_SHOWN_DIGITS]}... (of {len(spelt)} characters)"
+    return f"{name} is {spelt}, an integer lies in {_LEAST_INTEGER}..{_MOST_INTEGER}; write it as text"
+
+
+def _odd_number(value: Any) -> tuple[str, Any] | None:
+    """Path and value of the first number that is not finite (JSON's ``1e400`` is read so) or no integer of 64 bits."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ("", value)
+    if isinstance(value, int):
+        return None if _LEAST_INTEGER <= value <= _MOST_INTEGER else ("", value)
+    inside: Iterable[tuple[object, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for step, own in inside:
+        if (found := _odd_number(own)) is not None:
+            return (f".{step}" if isinstance(step, str) else f"[{step}]") + found[0], found[1]
     return None
 
 
@@ -178,7 +214,9 @@ def _parquet_records(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str
     file = _open_parquet(path, faults)
     for row, record in _parquet_rows(file) if file is not None else ():
         wrong = next((name for name, value in record.items() if not _is_json(value)), None)
-        if wrong is None:
+        if wrong is None and (number := _number_fault(record)) is not None:
+            faults.add(path, row, number)
+        elif wrong is None:
             yield row, record
         else:
             kind = type(record[wrong]).__name__
@@ -186,13 +224,11 @@ def _parquet_records(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str
 
 
 def _is_json(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
     if isinstance(value, Mapping):
         return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
     if isinstance(value, list):
         return all(_is_json(v) for v in value)
-    return value is None or isinstance(value, str | int | bool)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _parquet_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mufin.catalogue import Catalogue, Split, ensure_validation, forbidden_pairs, read_catalogue
-from mufin.errors import CatalogueError, MufinError
+from mufin.errors import CatalogueError, ConfigError, MufinError
 from mufin.evaluation_report import Comparison, Figures, Report
 from mufin.inputs import Int64Array
 from mufin.label_bands import LabelBands, label_bands, score_bands
@@ -220,18 +220,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.replicates, options.batch_size, options.threads) < 1 or options.seed < 0:
         parser.error("--replicates, --batch-size and --threads need at least 1, --seed at least 0")
     try:
-        report = _run(options)
+        _run(options)
     except (MufinError, OSError) as error:
         print(f"mufin-evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmufin-evaluate: interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(report.table())
     return 0
 
 
-def _run(options: argparse.Namespace) -> Report:
+def _run(options: argparse.Namespace) -> None:
+    if options.json is not None:
+        _require_writable(options.json)
     catalogue = read_catalogue(options.catalogue)
     paths = [options.subject] if options.compare is None else [options.subject, options.compare]
     subjects = [open_subject(path, options.batch_size, options.threads) for path in paths]
@@ -239,10 +240,22 @@ def _run(options: argparse.Namespace) -> Report:
     other = subjects[1] if len(subjects) > 1 else None
     with ProgressBar(options.quiet) as progress:
         report = evaluate(subjects[0], catalogue, options.split, settings, other, progress)
+    # First of all the table: whatever becomes of the file, the figures have been seen.
+    print(report.table(), flush=True)
     if options.json is not None:
         text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         options.json.write_text(text, encoding="utf-8")
-    return report
+
+
+def _require_writable(path: Path) -> None:
+    """Before the evaluation, which may take hours. Leaves nothing behind: an interrupted run writes nothing."""
+    if path.is_dir():
+        raise ConfigError(f"--json {path}: is a folder; name a file")
+    if not path.exists() and not path.parent.is_dir():
+        raise ConfigError(f"--json {path}: {path.parent} is no folder; make it, or name a file elsewhere")
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"--json {path}: {place} may not be written to; allow it, or name a file elsewhere")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mufin.errors import BundleError
 from mufin.evidence import Evidence, ProductLists
-from mufin.inputs import FloatArray
+from mufin.inputs import FloatArray, Int64Array
 from mufin.label_filters import write_arrays
 from mufin.related_labels import LabelNeighbours, RelatedLabels
 from mufin.relevance import Relevance
@@ -73,13 +73,15 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
                     f"{labels} and {dimension}: export again"
                 )
             indices = arrays["relevance_indices"].astype(np.int64)
-            relevance = Relevance(arrays["relevance_indptr"], indices, labels)
+            relevance = Relevance(_pointers(path, arrays, "relevance_indptr", len(indices)), indices, labels)
             if len(indices) and (indices.min() < 0 or indices.max() >= known):
                 raise BundleError(f"{path}: names label {indices.max()}, it was made for {known}: export again")
             words = TitleWords.unpack(arrays["words"], arrays["idf"])
             ridge = None
             if "ridge_sentences" in arrays:
-                ridge = TitleRidge(_rows(arrays, "ridge_words"), VectorRows.of(arrays["ridge_sentences"]), len(words))
+                ridge = TitleRidge(
+                    _rows(path, arrays, "ridge_words"), VectorRows.of(arrays["ridge_sentences"]), len(words)
+                )
             related = None
             if "like_labels" in arrays:
                 related = RelatedLabels(_neighbours(arrays, "like"), _neighbours(arrays, "companions"))
@@ -87,8 +89,8 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
             if "embedding_rows" in arrays:
                 lists = ProductLists(_lists(arrays, "embedding"), _lists(arrays, "sentence"))
             found = Evidence(
-                words, VectorRows.of(arrays["products"]), relevance, _rows(arrays, "product_words"),
-                _rows(arrays, "label_words"), VectorRows.of(arrays["sentences"]),
+                words, VectorRows.of(arrays["products"]), relevance, _rows(path, arrays, "product_words"),
+                _rows(path, arrays, "label_words"), VectorRows.of(arrays["sentences"]),
                 VectorRows.of(arrays["label_sentences"]),
                 ridge, related, lists,
             )  # fmt: skip
@@ -98,9 +100,27 @@ def read_evidence(path: Path, dimension: int, labels: int) -> Evidence:
     return found
 
 
-def _rows(arrays: Any, name: str) -> SparseRows:
-    weights = arrays[f"{name}_weights"].astype(np.float32)
-    return SparseRows(arrays[f"{name}_indptr"], arrays[f"{name}_ids"].astype(np.int64), weights)
+def _rows(path: Path, arrays: Any, name: str) -> SparseRows:
+    ids, weights = arrays[f"{name}_ids"].astype(np.int64), arrays[f"{name}_weights"].astype(np.float32)
+    if ids.shape != weights.shape or ids.ndim != 1:
+        raise BundleError(f"{path}: {name} has ids of shape {ids.shape}, weights of {weights.shape}: export again")
+    return SparseRows(_pointers(path, arrays, f"{name}_indptr", len(ids)), ids, weights)
+
+
+def _pointers(path: Path, arrays: Any, name: str, entries: int) -> Int64Array:
+    """Where each row begins among so many entries; compiled code reads wherever they point."""
+    found = arrays[name]
+    if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer):
+        raise BundleError(
+            f"{path}: {name} holds {found.dtype} of shape {found.shape}, needs a row of integers: export again"
+        )
+    own: Int64Array = found.astype(np.int64)
+    if own[0] != 0 or own[-1] != entries or (own[1:] < own[:-1]).any():
+        raise BundleError(
+            f"{path}: {name} runs from {own[0]} to {own[-1]} with values of {own.min()} to {own.max()} between, needs to "
+            f"rise from 0 to {entries}: export again"
+        )
+    return own
 
 
 def _neighbours(arrays: Any, name: str) -> LabelNeighbours:

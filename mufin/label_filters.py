@@ -223,9 +223,9 @@ class Exclusions:
             self._labels: Int64Array = arrays["labels"]
 
     @property
-    def highest_label(self) -> int:
-        """Largest label index that is named, -1 for none."""
-        return int(self._labels.max(initial=-1))
+    def labels(self) -> Int64Array:
+        """(nnz,) label indices of all pairs, product after product."""
+        return self._labels
 
     def items(self) -> Iterator[tuple[str, Int64Array]]:
         """Every product id with its labels."""

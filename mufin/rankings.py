@@ -151,7 +151,13 @@ class BundleSubject:
     def validation_cut(self) -> Cut:
         """From the config in the manifest's provenance."""
         try:
-            return _cut(json.loads((self.path / "manifest.json").read_bytes())["provenance"]["config"])
+            provenance = json.loads((self.path / "manifest.json").read_bytes())["provenance"]
+            if any("removed" in update for update in provenance.get("updates", ())):
+                raise BundleError(
+                    f"{self.path}: labels were removed since training, and a catalogue without them is cut otherwise, so "
+                    "training products would be scored: write the valid.csv that training cut, or score --split test"
+                )
+            return _cut(provenance["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{self.path}: does not say how its validation split was cut: write valid.csv, or evaluate the run"
@@ -165,7 +171,7 @@ class BundleSubject:
     def rank(self, catalogue: Catalogue, split: str, unfiltered: bool, progress: Progress) -> SplitRankings:
         """Encodes each product once, whatever is asked for."""
         to_bundle = match_labels(self._predictor, catalogue, self.path)
-        to_catalogue = np.empty_like(to_bundle)
+        to_catalogue = np.full(self._predictor.labels.size, -1, dtype=np.int64)  # removed labels are never ranked
         to_catalogue[to_bundle] = np.arange(len(to_bundle))
         rows = catalogue.splits[split].products
         views = [forbidden_pairs(catalogue)] + ([forbidden_pairs(catalogue, with_exclude=False)] if unfiltered else [])
@@ -236,19 +242,25 @@ def _place(target: dict[str, Int64Array], row: int, ranking: Ranking, to_catalog
 
 
 def match_labels(predictor: Predictor, catalogue: Catalogue, path: Path) -> Int64Array:
-    """(L,) the bundle's index of each of the catalogue's labels, by id. Raises BundleError unless all match."""
-    found = [predictor.labels.index_of(label.id) for label in catalogue.labels]
+    """(L,) the bundle's index of each of the catalogue's labels, by id; a removed label is none of the bundle's.
+
+    Raises BundleError unless all match.
+    """
+    labels = predictor.labels
+    removed = labels.removed(np.arange(labels.size))
+    found = [labels.index_of(label.id) for label in catalogue.labels]
     missing = [label.id for label, index in zip(catalogue.labels, found, strict=True) if index is None]
-    size = predictor.labels.size
+    size = labels.size - int(removed.sum())
     if not missing and size == len(found):
         return np.asarray(found, dtype=np.int64)
-    known = {label.id for label in catalogue.labels}
-    blocks = (np.arange(start, min(start + _DESCRIBED_AT_ONCE, size)) for start in range(0, size, _DESCRIBED_AT_ONCE))
-    surplus = [label.id for block in blocks for label in predictor.labels.describe(block) if label.id not in known]
+    known, kept = {label.id for label in catalogue.labels}, np.flatnonzero(~removed)
+    blocks = (kept[start : start + _DESCRIBED_AT_ONCE] for start in range(0, size, _DESCRIBED_AT_ONCE))
+    surplus = [label.id for block in blocks for label in labels.describe(block) if label.id not in known]
+    gone = f" beside {labels.size - size} removed ones, which a catalogue must not have" if removed.any() else ""
     raise BundleError(
-        f"{path}: bundle has {size} labels, {catalogue.folder} has {len(found)}; {_some(missing)} of the catalogue are "
-        f"not in the bundle, {_some(surplus)} of the bundle not in the catalogue: name the catalogue that the bundle "
-        "was made from, or run mufin-train and mufin-export again"
+        f"{path}: bundle has {size} labels{gone}, {catalogue.folder} has {len(found)}; {_some(missing)} of the catalogue "
+        f"are not in the bundle, {_some(surplus)} of the bundle not in the catalogue: name the catalogue that the bundle "
+        "was made from, with labels added and removed as in the bundle, or run mufin-train and mufin-export again"
     )
 
 

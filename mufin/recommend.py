@@ -167,19 +167,24 @@ def _read_products(path: Path) -> Iterator[Product]:
 
 def _parse(path: Path, number: int, line: bytes) -> Product:
     try:
-        values = json.loads(line)
-    except ValueError as error:
+        values = json.loads(line.decode("utf-8-sig"))
+        # An escape can smuggle in half a surrogate pair, which no answer could be written with.
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        reason = "an escape \\ud800..\\udfff stands alone and is no character; correct the text"
+        raise CatalogueError(path, number, reason) from error
+    except (ValueError, RecursionError) as error:
         raise CatalogueError(path, number, f"is no JSON ({error}); every line holds one product") from error
     if not isinstance(values, dict):
         raise CatalogueError(path, number, f"holds {type(values).__name__}, needs an object with id, title, images")
-    identifier, title, images = values.get("id"), values.get("title") or "", values.get("images") or []
+    identifier, title, images = values.get("id"), values.get("title"), values.get("images")
     if not isinstance(identifier, str) or not identifier:
         raise CatalogueError(path, number, f"id is {identifier!r}, needs a string that is not empty")
-    if not isinstance(title, str):
+    if not isinstance(title, str | None):
         raise CatalogueError(path, number, f"title is {title!r}, needs a string")
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list | None) or not all(isinstance(image, str) for image in images or ()):
         raise CatalogueError(path, number, f"images is {images!r}, needs a list of paths or URLs")
-    return Product(identifier, title, tuple(images))
+    return Product(identifier, title or "", tuple(images or ()))
 
 
 def _resume(output: Path, products: Path, job: Job) -> int:

@@ -130,6 +130,7 @@ def test_a_graph_index_is_exported_when_labels_are_many(products_run: Path, tmp_
     )
     assert parity.passed, parity.table()
     assert open_bundle(tmp_path / "b").manifest.sizes.index == "hnsw-sq8"
+    assert open_bundle(tmp_path / "b").manifest.provenance["index"] == {"target_recall": 0.95}
 
 
 def test_recall_is_measured_with_validation_products(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import numpy as np
 import pytest
 
 from model_export.__main__ import main
-from model_export.label_index import IndexSettings
+from model_export.label_index import IndexSettings, LabelIndex, build_index
 from model_export.label_updates import add_labels, remove_labels
-from mufin.bundle import open_bundle
+from mufin.bundle import HEAD_FILE, MANIFEST_FILE, open_bundle
 from mufin.errors import BundleError, CatalogueError, ConfigError
 from mufin.inputs import decode_image
 from mufin.label_filters import FilterIndex
+from mufin.manifest import ArrayEntry, FileEntry, hash_file, read_manifest
 from mufin.predictor import Predictor, open_predictor
 from mufin.scoring import Calibration, ScoreSpec
 from tests.bundle_factory import SIDE, make_tiny_bundle, picture, tiny_labels
@@ -189,6 +192,86 @@ def test_a_removed_id_may_come_back(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_exclude_pair_holds_for_a_label_that_comes_back(tmp_path: Path) -> None:
+    """However often it was taken out; other pairs stay. Cleared away with its tombstone, the pair is gone for good."""
+    folder = make_tiny_bundle(tmp_path / "0", excluded={"P": np.array([3, 20]), "Q": np.array([5])})
+    items = write_items(tmp_path / "in", [{"id": "L3", "title": "black shirt women"}, NEW[0]])
+    for turn in ("1", "2"):
+        gone = ["L3"] if turn == "1" else ["L3", "N0"]
+        remove_labels(folder, write_ids(tmp_path / "ids", gone), tmp_path / f"{turn}-", quiet)
+        folder = tmp_path / turn
+        add_labels(tmp_path / f"{turn}-", items, folder, quiet)
+        labels = open_predictor(folder).labels
+        back = labels.index_of("L3")
+        assert back is not None and back >= 40
+        assert {20, back} <= set(labels.excluded("P").tolist())
+        assert labels.excluded("Q").tolist() == [5]
+    labels = open_predictor(folder).labels
+    assert labels.index_of("N0") is not None
+    assert len(labels.excluded("P")) == 4  # L20, the L3 that is there and two tombstones
+    gone = ["L3", *(f"L{i}" for i in range(30, 36))]
+    assert remove_labels(folder, write_ids(tmp_path / "ids", gone), tmp_path / "less", quiet).compacted
+    add_labels(tmp_path / "less", write_items(tmp_path / "in", [{"id": "L3", "title": "hat"}]), tmp_path / "end", quiet)
+    labels = open_predictor(tmp_path / "end").labels
+    assert [label.id for label in labels.describe(labels.excluded("P"))] == ["L20"]
+
+
+def reseal(folder: Path, head: Sequence[int], target: float) -> None:
+    """The bundle as one with head labels that was exported with ``--index-recall``."""
+    path, manifest = folder / HEAD_FILE, read_manifest(folder / MANIFEST_FILE)
+    np.save(path, np.asarray(head, dtype=np.int64))
+    entry = FileEntry(hash_file(path), path.stat().st_size, {"": ArrayEntry("<i8", (len(head),))})
+    provenance = {**manifest.provenance, "index": {"target_recall": target}}
+    sealed = replace(manifest, files={**manifest.files, HEAD_FILE: entry}, provenance=provenance)
+    (folder / MANIFEST_FILE).write_bytes(sealed.to_bytes())
+
+
+def test_clearing_away_builds_the_index_that_was_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same kind with the target of the export, by which its tolerances were chosen; head labels stay head labels."""
+    approximate, exact = make_tiny_bundle(tmp_path / "hnsw", index=APPROXIMATE), make_tiny_bundle(tmp_path / "exact")
+    reseal(approximate, [5, 39], 0.5)
+    asked: list[IndexSettings] = []
+
+    def build(*arguments: Any) -> LabelIndex:
+        asked.append(arguments[3])
+        return build_index(*arguments)
+
+    monkeypatch.setattr("model_export.label_updates.build_index", build)
+    # An export with --exact-labels, where the default is less than there are labels.
+    monkeypatch.setattr("model_export.label_updates.IndexSettings", partial(IndexSettings, exact_labels=10))
+    ids = write_ids(tmp_path / "ids", ["L1", "L2", "L3", "L4", "L39"])
+    assert remove_labels(exact, ids, tmp_path / "exact-less", quiet).compacted
+    assert open_bundle(tmp_path / "exact-less").manifest.sizes.index == "exact"
+    monkeypatch.setattr("model_export.label_updates.IndexSettings", IndexSettings)
+    assert remove_labels(approximate, ids, tmp_path / "hnsw-less", quiet).compacted
+    bundle = open_bundle(tmp_path / "hnsw-less")
+    assert (bundle.manifest.sizes.index, asked[-1].target_recall) == ("hnsw-sq8", 0.5)
+    assert bundle.head_labels.tolist() == [1]
+    assert bundle.manifest.tolerances == open_bundle(approximate).manifest.tolerances
+
+
+def test_an_index_that_cannot_be_built_anew_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the user of an update, who cannot set what an export can."""
+    old = make_tiny_bundle(tmp_path / "old", index=APPROXIMATE)
+
+    def fail(*_: Any) -> LabelIndex:
+        raise ConfigError("no approximate index finds enough")
+
+    monkeypatch.setattr("model_export.label_updates.build_index", fail)
+    ids = write_ids(tmp_path / "ids", ["L1", "L2", "L3", "L4", "L5"])
+    with pytest.raises(BundleError, match=r"old: no hnsw-sq8 index .* 35 labels .*mufin-export again on a catalogue"):
+        remove_labels(old, ids, tmp_path / "new", quiet)
+
+
+def test_ids_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    """As editors on Windows write it."""
+    old, ids = make_tiny_bundle(tmp_path / "old"), tmp_path / "ids"
+    ids.write_bytes(b"\xef\xbb\xbfL1\r\nL2\r\n")
+    assert remove_labels(old, ids, tmp_path / "new", quiet).labels == 38
+
+
 def test_two_updates_of_one_bundle_are_byte_equal(tmp_path: Path) -> None:
     """Everything but the report with its time."""
     old = make_tiny_bundle(tmp_path / "old", index=APPROXIMATE)
@@ -216,6 +299,10 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     faulty = items({"id": "N", "title": "hat", "images": ["gone.png"]})
     with pytest.raises(CatalogueError, match=r"labels.jsonl:1.*'gone.png' is missing"):
         add_labels(old, faulty, target, quiet)
+    broken = items({"id": "N9", "title": "hat", "images": ["red.png"]})
+    (broken.parent / "red.png").write_bytes(b"no picture")
+    with pytest.raises(CatalogueError, match=r"in: image 'red.png' of item 'N9': .* replace or remove the image"):
+        add_labels(old, broken, target, quiet)
     unknown = ids("X", "L1", "Y")
     with pytest.raises(BundleError, match=r"'X', 'Y' are no labels of"):
         remove_labels(old, unknown, target, quiet)
@@ -228,6 +315,16 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["--remove-labels", str(tmp_path / "none"), str(old), str(tmp_path / "new")]) == 1
     assert "one label id a line" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ids", "in", "old"]
+
+
+def test_an_item_without_anything_the_bundle_looks_at_is_named(tmp_path: Path) -> None:
+    """A picture is enough for a catalogue, and nothing for a bundle that uses none."""
+    old = make_tiny_bundle(tmp_path / "old")
+    manifest = read_manifest(old / MANIFEST_FILE)
+    blind = replace(manifest, input_spec=replace(manifest.input_spec, max_images=0))
+    (old / MANIFEST_FILE).write_bytes(blind.to_bytes())
+    with pytest.raises(CatalogueError, match=r"labels.jsonl: 'N2' of its 3 items have no title, .* uses 0 images"):
+        add_labels(old, write_items(tmp_path / "in", NEW), tmp_path / "new", quiet)
 
 
 def test_the_command_adds_and_removes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,14 @@ def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
         make_tiny_bundle(bundle)
 
 
+def test_a_link_to_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """The last rename would fail on it, after hours."""
+    (tmp_path / "bundle").symlink_to(tmp_path / "gone")
+    with pytest.raises(BundleError, match="bundle exists, as a link: name another folder, or remove it first"):
+        BundleWriter(tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path) -> None:
     """SIGKILL after the files are written, before they are renamed."""
     program = (

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mufin.catalogue import Catalogue, Item, Relevance, Split, ensure_validation, read_catalogue, without_labels
+from mufin.catalogue import (
+    Catalogue,
+    Item,
+    Relevance,
+    Split,
+    ensure_validation,
+    read_catalogue,
+    read_items,
+    without_labels,
+)
 from mufin.errors import CatalogueError
 
 DATA = Path(os.environ.get("MUFIN_DATA_DIR", Path(__file__).parents[2] / "../shared/data"))
@@ -131,6 +140,18 @@ FAULTS = {
     "broken UTF-8": (_line("products.jsonl", 2, b'{"id": "b\xff"}'), "products.jsonl:2", "byte 10 (0xff) is no UTF-8"),
     "bad JSON": (_line("products.jsonl", 2, '{"id": "b",'), "products.jsonl:2", "no JSON: "),
     "NaN": (_line("products.jsonl", 2, '{"id": "b", "title": "x", "p": NaN}'), "products.jsonl:2", "NaN is no JSON"),
+    "infinite number": (
+        _line("products.jsonl", 2, '{"id": "b", "title": "x", "size": {"cm": [1, 1e400]}}'),
+        "products.jsonl:2",
+        "size.cm[1] is inf, not finite; write a number below",
+    ),
+    "integer beyond 64 bits": (
+        _product(2, id="b", title="x", ean=2**64),
+        "products.jsonl:2",
+        "ean is 18446744073709551616, an integer lies in -9223372036854775808..18446744073709551615; write it as text",
+    ),
+    "integer below 64 bits": (_product(2, id="b", title="x", n=-(2**63) - 1), "products.jsonl:2", "n is -92233720368"),
+    "integer beyond a float": (_product(2, id="b", title="x", n=10**400), "products.jsonl:2", "(of 401 characters)"),
     "half a character": (_line("products.jsonl", 2, r'{"id": "b", "title": "\ud800"}'), "products.jsonl:2", "alone"),
     "no object": (_line("products.jsonl", 2, "[1]"), "products.jsonl:2", "is a JSON list"),
     "empty line": (_line("products.jsonl", 2, ""), "products.jsonl:2", "the line is empty"),
@@ -206,6 +227,23 @@ def test_parquet_is_read_like_the_text_form(folder: Path) -> None:
     bad = pyarrow.table({"id": ["q"], "title": ["x"], "photo": [b"\0"]})
     parquet.write_table(bad, folder / "labels.parquet")
     with pytest.raises(CatalogueError, match=r"labels\.parquet:1: column photo holds a bytes"):
+        read_catalogue(folder)
+
+
+def test_numbers_that_an_answer_can_hold_are_kept(folder: Path) -> None:
+    """To the last: 64 bits, signed or not, and the largest float."""
+    values = {"low": -(2**63), "high": 2**64 - 1, "large": 1.7e308, "yes": True, "none": None}
+    _write_items(folder / "products.jsonl", {"id": "a", "title": "x", **values})
+    assert read_items(folder / "products.jsonl")[0].metadata == values
+
+
+def test_a_number_that_is_not_finite_is_refused_in_parquet_too(folder: Path) -> None:
+    """With its row, wherever it stands in the value."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (folder / "labels.jsonl").unlink()
+    rows = [{"id": "q", "title": "x", "s": [{"w": 1.0}]}, {"id": "r", "title": "y", "s": [{"w": float("inf")}]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "labels.parquet")
+    with pytest.raises(CatalogueError, match=r"labels\.parquet:2: s\[0\]\.w is inf, not finite; write a number below"):
         read_catalogue(folder)
 
 

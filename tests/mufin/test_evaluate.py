@@ -201,6 +201,30 @@ def test_the_command_prints_a_table_and_writes_json(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("name", "says"), [("absent/a.json", "absent is no folder; make it"), (".", "is a folder")])
+def test_a_file_that_cannot_be_written_is_refused_before_the_evaluation(
+    name: str, says: str, bundle: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nothing is read and ranked in vain."""
+    monkeypatch.setattr("mufin.evaluate.read_catalogue", lambda folder: pytest.fail("began"))
+    assert says in fail(capsys, bundle, shop, "--json", tmp_path / name)
+
+
+def test_the_table_is_printed_though_the_file_cannot_be_written(
+    bundle: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up meanwhile must not cost the figures."""
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main([str(bundle), str(shop), "--quiet", "--replicates", "5", "--json", str(tmp_path / "a.json")]) == 1
+    out, err = capsys.readouterr()
+    assert "P@1" in out and "No space left" in err
+
+
 def test_a_seed_repeats_the_figures(bundle: Path, shop: Path) -> None:
     """Two evaluations of one seed are equal in every digit; another seed draws other products."""
     catalogue = read_catalogue(shop)

@@ -338,6 +338,19 @@ def test_what_is_compiled_ahead_is_what_is_called(lists: bool, tmp_path: Path) -
         ("ridge_words_ids", lambda found: found + 10_000, "names word"),
         ("product_words_ids", lambda found: found + 10_000, "names word"),
         ("label_words_ids", lambda found: found - 10_000, "names words -"),
+        ("label_words_weights", lambda found: found[:-1], "label_words has ids of shape"),
+        *(
+            (f"{name}_indptr", change, f"{name}_indptr {says}")
+            for name in ("relevance", "product_words", "label_words", "ridge_words")
+            for change, says in (
+                (lambda found: np.concatenate([[0, found[-1] + 3000], found[2:]]), "runs from 0 to .* values of 0 to"),
+                (lambda found: np.concatenate([[0, -7], found[2:]]), "runs from 0 to .* values of -7 to"),
+                (lambda found: np.concatenate([[1], found[1:]]), "runs from 1 to"),
+                (lambda found: np.concatenate([found[:-1], found[-1:] + 7]), "runs from 0 to"),
+                (lambda found: found.astype(np.float64), "holds float64"),
+                (lambda found: found[None], "holds int64 of shape"),
+            )
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

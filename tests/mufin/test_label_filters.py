@@ -85,7 +85,7 @@ def test_exclusions_are_found_by_product(tmp_path: Path, monkeypatch: pytest.Mon
         write_excluded(tmp_path / f"e{collide}.npz", pairs)
         excluded = Exclusions(tmp_path / f"e{collide}.npz")
         assert [excluded.of(p).tolist() for p in ("p1", "p2", "ü", "p9")] == [[2, 7], [], [3], []]
-        assert excluded.highest_label == 7
+        assert excluded.labels.max() == 7
 
 
 @settings(max_examples=60)

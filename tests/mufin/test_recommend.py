@@ -160,6 +160,15 @@ def test_a_product_of_which_nothing_is_left_is_said_so(predictor: Predictor, tmp
         ('{"id": "a", "title": 3}', "title is 3"),
         ('{"id": "a", "images": "x.png"}', "needs a list"),
         ("\xff", "is no JSON"),
+        (r'{"id": "\ud800", "title": "a"}', "stands alone and is no character; correct"),
+        (r'{"id": "a", "images": ["\ud800.png"]}', "stands alone and is no character; correct"),
+        ('{"id": "\xed\xa0\x80", "title": "a"}', "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('{"id": "a", "title": 0}', "title is 0, needs a string"),
+        ('{"id": "a", "title": []}', r"title is \[\], needs a string"),
+        ('{"id": "a", "title": false}', "title is False, needs a string"),
+        ('{"id": "a", "title": "a", "images": ""}', "images is '', needs a list"),
+        ('{"id": "a", "title": "a", "images": {}}', "images is {}, needs a list"),
     ],
 )
 def test_a_faulty_line_is_named(predictor: Predictor, tmp_path: Path, line: str, reason: str) -> None:
@@ -169,6 +178,13 @@ def test_a_faulty_line_is_named(predictor: Predictor, tmp_path: Path, line: str,
     with pytest.raises(CatalogueError, match=rf"products\.jsonl:3: .*{reason}"):
         recommend_file(predictor, path, tmp_path / "out.jsonl", batch_size=2)
     assert len(answers(tmp_path / "out.jsonl")) == 2
+
+
+def test_null_means_none(predictor: Predictor, tmp_path: Path) -> None:
+    """For title and images, as in a catalogue."""
+    assert one(tmp_path, predictor, {"id": "x", "title": None, "images": ["red.png"]})["modalities_used"] == ["image"]
+    (tmp_path / "one.jsonl").unlink()
+    assert one(tmp_path, predictor, {"id": "x", "title": "hat", "images": None})["modalities_used"] == ["title"]
 
 
 def test_the_command_writes_answers_and_exits_with_a_code(
