@@ -60,6 +60,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # it would send callers to an address made of Host, by http
     )
     app.state.lifecycle = parts.lifecycle
     app.state.parts = parts
@@ -258,5 +259,9 @@ def _add_problems(app: FastAPI, answering: Answering) -> None:
         headers = dict(error.headers) if error.headers else None
         return status_response(error.status_code, error.detail, request.state.request_id, headers)
 
+    async def on_defect(request: Request, error: Exception) -> Response:
+        return problem_response(error, request.state.request_id)
+
     app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(Exception, on_defect)
     app.add_exception_handler(HTTPException, on_http_error)

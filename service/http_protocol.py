@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.joined_writes import JoinedWrites
 from service.peers import PEER, Peer
+from service.request_parser import RequestParser
 
 MOST_HEAD_BYTES = 1 << 16
 _AROUND_HEADER = len(b": \r\n")
@@ -32,6 +33,7 @@ class StrictHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client is there."""
         super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]  # has what it uses of one
+        self.parser = RequestParser(self)
         self._peer = Peer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,6 +79,10 @@ class StrictHttpProtocol(HttpToolsProtocol):
             raise ValueError(f"a request has {hosts} Host headers, HTTP/1.1 has one (RFC 9112, 3.2)")
         if codings and codings != [b"chunked"]:
             raise ValueError("chunked is the only transfer coding that is read")
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("CONNECT is not spoken here")
+            return  # the same head comes once more, without Upgrade
         super().on_headers_complete()
         if codings:
             # Apart from the request's headers, where uvicorn would put its trailers, too (RFC 9110, 6.5.1); nobody reads them.
@@ -89,6 +95,8 @@ class StrictHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is there."""
+        if self.parser.should_upgrade():
+            return
         self._unfinished = False
         if self.headers is not self.scope["headers"]:
             _check_size(self.headers)

@@ -26,21 +26,23 @@ class Lifecycle:
     phase: Phase = Phase.STARTING
     failure: str = ""
     """Why the start failed."""
-
-    @property
-    def started(self) -> bool:
-        """Whether the start is over and went well."""
-        return self.phase in (Phase.READY, Phase.DRAINING, Phase.STOPPED)
+    started: bool = False
+    """Whether the start is over and went well: whether it was ever READY."""
 
     @property
     def answers(self) -> bool:
-        """Whether requests are taken: also while draining, until the listener closes."""
-        return self.phase in (Phase.READY, Phase.DRAINING)
+        """Whether requests are taken: also while draining, until the listener closes, if there is what answers them."""
+        return self.started and self.phase in (Phase.READY, Phase.DRAINING)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the process is on its way out, well."""
+        return self.phase in (Phase.DRAINING, Phase.STOPPED)
 
     def ready(self) -> None:
         """Bundles are open, verified and warm. A signal that came before wins."""
         if self.phase is Phase.STARTING:
-            self.phase = Phase.READY
+            self.phase, self.started = Phase.READY, True
 
     def drain(self) -> None:
         """A signal came: readiness is false from now on."""

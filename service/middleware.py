@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.lifecycle import Lifecycle, Phase
+from service.lifecycle import Lifecycle
 from service.problems import problem_response, status_response
 from service.telemetry import HEADERS, RECORD, Metrics, get_logger
 from service.tracing import RequestSpan
@@ -58,7 +58,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                if self._lifecycle.phase is not Phase.READY and self._lifecycle.started:
+                if self._lifecycle.ends:
                     # The peer must go elsewhere with its next request: this listener is about to close.
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -134,6 +134,10 @@ class DirectAnswers:
         except ServiceError as error:
             self._note_refusal(error)
             response = problem_response(error, request.state.request_id)
+        except Exception as error:
+            # Answered here, where CORS still puts its headers on it; told by the outermost layer.
+            await problem_response(error, request.state.request_id)(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
 

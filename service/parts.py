@@ -72,7 +72,11 @@ class Parts:
 
     def open_bundles(self) -> list[dict[str, Any]]:
         """What is served now, as GET /bundles shows it."""
-        return [{"endpoint": f"/{endpoint}", **bundle.facts()} for endpoint, bundle in self.served.bundles().items()]
+        served: Served | None = getattr(
+            self, "served", None
+        )  # made by ``open``, which begins a moment after the listener
+        bundles = {} if served is None else served.bundles()
+        return [{"endpoint": f"/{endpoint}", **bundle.facts()} for endpoint, bundle in bundles.items()]
 
     async def open(self, open_model: OpenModel, settle: Callable[[], None]) -> None:
         """Open, verify and warm the bundles; ready afterwards. Raises BundleError."""

@@ -13,20 +13,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from urllib.parse import quote, urljoin, urlsplit
 
-import idna
-
 from service.addresses import Address, is_public
+from service.hosts import HostRefused, allowed_hosts, dialled_host, written_host
 
 MAX_URL_CHARACTERS = 2048
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-# What ends a label that a resolver may read as a number: 1, 0x7f, 017.
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 # Python before 3.14 reads over what stands between "]" and the port.
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]+)(:[0-9]*)?")
-_MAX_HOST_CHARACTERS = 255
 # Spaces, control characters, backslashes, and halves of characters, which no encoding can carry.
 _FOUL = re.compile("[\x00-\x20\x7f-\xa0\ud800-\udfff\\\\]")
 
@@ -63,17 +58,13 @@ class PictureUrl:
     @property
     def origin(self) -> str:
         """scheme://host:port"""
-        return f"{self.scheme}://{self._written_host}:{self.port}"
+        return f"{self.scheme}://{written_host(self.host)}:{self.port}"
 
     @property
     def authority(self) -> str:
         """What the Host header says: the port only where it is not the scheme's own, as signed URLs expect."""
         usual = self.port == _DEFAULT_PORTS[self.scheme]
-        return self._written_host if usual else f"{self._written_host}:{self.port}"
-
-    @property
-    def _written_host(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return written_host(self.host) + ("" if usual else f":{self.port}")
 
     def __str__(self) -> str:
         return self.origin + self.target
@@ -96,7 +87,10 @@ def check_url(text: str, policy: UrlPolicy, *, redirected: bool = False) -> Pict
         raise UrlRefused("the URL must not hold a user name")
     if not _NETLOC.fullmatch(parts.netloc):
         raise UrlRefused("the URL's host cannot be read")
-    host = _host(parts.hostname or "", parts.netloc.startswith("["))
+    try:
+        host = dialled_host(parts.hostname or "", parts.netloc.startswith("["))
+    except HostRefused as error:
+        raise UrlRefused(str(error)) from error
     port = _DEFAULT_PORTS[parts.scheme] if port is None else port
     url = PictureUrl(parts.scheme, host, port, _target(parts.path, parts.query), False)
     if policy.allowed_hosts and not any(_host_matches(host, allowed) for allowed in policy.allowed_hosts):
@@ -136,13 +130,9 @@ def _host_matches(host: str, allowed: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _allowed(entry: str) -> tuple[bool, str]:
-    """An entry of the allow list: whether it means all below a name, and the name as ``check_url`` writes it."""
-    name = entry.removeprefix("*")
-    suffix = name.startswith(".")
-    name = name.removeprefix(".").rstrip(".")
     try:
-        return suffix, _host(name.strip("[]").lower(), name.startswith("["))
-    except UrlRefused:
+        return allowed_hosts(entry)
+    except HostRefused:
         return False, ""  # no URL has such a host
 
 
@@ -152,44 +142,6 @@ def as_address(host: str) -> Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-@lru_cache(maxsize=4096)
-def _host(hostname: str, bracketed: bool) -> str:
-    """As it is dialled. Kept, as a shop's pictures come from few hosts and IDNA is slow."""
-    if len(hostname) > _MAX_HOST_CHARACTERS:
-        raise UrlRefused("the URL's host name is not valid")
-    if bracketed:
-        try:
-            return str(ipaddress.IPv6Address(hostname) if "%" not in hostname else _no_zone())
-        except ValueError as error:
-            raise UrlRefused("the URL's host is no IPv6 address") from error
-    try:
-        name = idna.encode(hostname, uts46=True, std3_rules=False, transitional=False).decode("ascii").lower()
-    except (idna.IDNAError, UnicodeError):
-        # IDNA 2008 refuses underscores and odd hyphens, which host names of object stores hold.
-        if not hostname.isascii() or "xn--" in hostname.lower():
-            raise UrlRefused("the URL's host name is not valid") from None
-        name = hostname.lower()
-    name = name.removesuffix(".")
-    labels = name.split(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise UrlRefused("the URL's host name is not valid")
-    if _NUMERIC.fullmatch(labels[-1]):
-        return _dotted_quad(name)
-    return name
-
-
-def _no_zone() -> ipaddress.IPv6Address:
-    raise UrlRefused("the URL's address holds a zone")
-
-
-def _dotted_quad(name: str) -> str:
-    try:
-        # Python refuses leading zeros, hexadecimal and fewer than four parts: all the odd spellings.
-        return str(ipaddress.IPv4Address(name))
-    except ValueError as error:
-        raise UrlRefused("the URL spells a numeric address oddly") from error
 
 
 def _target(path: str, query: str) -> str:

@@ -51,26 +51,32 @@ class KeyRing:
     def check(self, authorization: str | None, api_key: str | None, scope: Scope) -> ApiKey | None:
         """The caller's key; None when no keys are set. Raises Unauthenticated or Forbidden.
 
-        ``authorization``: "Bearer KEY"; ``api_key``: KEY.
+        ``authorization``: "Bearer KEY"; ``api_key``: KEY; either as Latin-1 reads its bytes.
         """
         if not self._keys:
             return None
         presented = api_key
-        if presented is None and authorization is not None and authorization[:7].lower() == "bearer ":
-            presented = authorization[7:].strip()
+        if not presented and authorization is not None and authorization[:7].lower() == "bearer ":
+            presented = authorization[7:].strip(" \t")  # no more: other blanks of Latin-1 are halves of UTF-8's letters
         if not presented:
             raise Unauthenticated("send the API key as Authorization: Bearer KEY or as X-API-Key")
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
         found: ApiKey | None = None
-        for key in self._keys:
-            # Every key is compared, whichever matches: the time tells nothing.
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
+        for digest in _digests(presented):
+            for key in self._keys:
+                # Every key is compared, whichever matches: the time tells nothing.
+                if hmac.compare_digest(key.sha256, digest):
+                    found = key
         if found is None:
             raise Unauthenticated("the API key is unknown")
         if scope not in found.scopes:
             raise Forbidden(f"the API key lacks the scope {scope}")
         return found
+
+
+def _digests(presented: str) -> list[str]:
+    """Of the key's bytes as they came, and of what they say in Latin-1, which some clients write (browsers, requests)."""
+    codings = ("latin-1",) if presented.isascii() else ("latin-1", "utf-8")
+    return [hashlib.sha256(presented.encode(coding)).hexdigest() for coding in codings]
 
 
 def read_keys(entries: Sequence[str]) -> KeyRing:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.hosts import HostRefused, allowed_hosts, dialled_host, written_host
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Ports = Annotated[tuple[int, ...], NoDecode]
+
+_USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Settings(BaseSettings):
@@ -33,6 +36,7 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
         cli_hide_none_type=True,
         hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     # Where to listen
@@ -56,7 +60,7 @@ class Settings(BaseSettings):
     """Bundle folder behind POST /recommend, or a link to one; unset: the endpoint answers 404."""
     bid_queries_bundle: Path | None = None
     """Bundle folder behind POST /bid-queries, or a link to one; unset: the endpoint answers 404."""
-    bundle_poll_seconds: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    bundle_poll_seconds: float = Field(default=2.0, ge=0)
     """How often to look whether these name other bundles, which then replace those being served; 0: never."""
     verify_bundles: Literal["full", "structure"] = "full"
     """full checks every hash; structure is for a volume that mufin-export has already verified."""
@@ -75,7 +79,7 @@ class Settings(BaseSettings):
     """File of label ids never returned by /bid-queries for now; unset: none."""
     bid_queries_block_set: str | None = None
     """The same as a set in Redis, by its key."""
-    block_poll_seconds: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    block_poll_seconds: float = Field(default=2.0, gt=0)
     """How often to look at block files and sets."""
 
     # Time and amounts
@@ -163,7 +167,7 @@ class Settings(BaseSettings):
     """Keys as NAME:SHA256HEX:SCOPE+SCOPE, comma separated; scopes are recommend, bid-queries, admin; unset: open."""
     api_keys_file: Path | None = None
     """File holding api_keys, one a line; lines that begin with # are comments."""
-    rate_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    rate_per_second: float | None = Field(default=None, gt=0)
     """Products a second that the keys of one name may ask for, where the key's own entry says nothing; unset: any."""
     rate_burst: int = Field(default=100, ge=1)
     """Products that a caller within its rate may ask for at once."""
@@ -190,10 +194,36 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator(
+        "recommend_bundle", "bid_queries_bundle", "recommend_block_file", "recommend_block_set",
+        "bid_queries_block_file", "bid_queries_block_set", "redis_url_file", "api_keys_file", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _refuse_empty(cls, value: object, info: ValidationInfo) -> object:
+        if value == "":
+            # A path would be the folder that the process stands in.
+            raise ValueError(f"{info.field_name} is empty: name something, or unset it")
+        return value
+
+    @field_validator("fetch_ports")
+    @classmethod
+    def _check_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        foul = [port for port in value if not 1 <= port <= 65535]
+        if foul or not value:
+            raise ValueError(
+                f"fetch_ports holds {foul[0] if foul else 'no port'}: name ports from 1 to 65535, like 443"
+            )
+        return value
+
+    @field_validator("fetch_allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_allowed_host(text) for text in value)
+
     @field_validator("fetch_trusted_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_origin(text) for text in value)
+        return tuple("{}://{}:{}".format(*_origin(text, "trusted origin", "http://127.0.0.1:8081")) for text in value)
 
     @field_validator("cors_origins")
     @classmethod
@@ -239,8 +269,9 @@ class Settings(BaseSettings):
         text = _secret(self.api_keys, self.api_keys_file, "api_keys_file") or ""
         lines = (line.strip() for line in text.replace(",", "\n").splitlines())
         entries = tuple(line for line in lines if line and not line.startswith("#"))
-        if not entries and self.api_keys_file is not None:
-            raise SettingsError(f"api_keys_file {self.api_keys_file} holds no key: add one, or unset it to serve all")
+        if not entries and (self.api_keys is not None or self.api_keys_file is not None):
+            where = "api_keys" if self.api_keys is not None else f"api_keys_file {self.api_keys_file}"
+            raise SettingsError(f"{where} holds no key: add one, or unset it to serve all")
         return entries
 
 
@@ -273,24 +304,32 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
         raise SettingsError(f"{name} {file} cannot be read ({error}): check path and rights") from error
 
 
-def _origin(text: str) -> str:
-    """scheme://host:port with the port spelt out."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError(f"trusted origin {text!r} must look like http://127.0.0.1:8081")
-    if parts.username is not None:
-        raise ValueError(f"trusted origin for host {parts.hostname!r} must not hold a user name")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+def _allowed_host(text: str) -> str:
+    """An entry of the allow list, its host as check_url writes it."""
+    try:
+        below, host = allowed_hosts(text)
+    except HostRefused as error:
+        remedy = "name hosts alone, like shop.example or .shop.example, without scheme, port and path; empty allows any"
+        raise ValueError(f"allowed host {text!r} is none: {remedy}") from error
+    return f".{host}" if below else written_host(host)
+
+
+def _origin(text: str, kind: str, example: str) -> tuple[str, str, int]:
+    """Scheme, host as check_url writes it, and port of scheme://host:port."""
+    if "@" in text:
+        raise ValueError(f"{kind} must not hold a user name; it looks like {example}")
+    try:
+        parts = urlsplit(text)
+        usual = _USUAL_PORTS[parts.scheme]
+        host, port = dialled_host(parts.hostname or "", parts.netloc.startswith("[")), parts.port
+        if parts.path.strip("/") or parts.query or parts.fragment or port == 0:
+            raise ValueError("more than an origin, or port 0")
+    except (KeyError, ValueError, HostRefused) as error:
+        raise ValueError(f"{kind} {text!r} must look like {example}") from error
+    return parts.scheme, written_host(host), usual if port is None else port
 
 
 def _browser_origin(text: str) -> str:
-    """An origin as browsers send it: lower case, no path, no default port."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError(f"CORS origin {text!r} must look like https://shop.example")
-    if parts.username is not None:
-        raise ValueError(f"CORS origin for host {parts.hostname!r} must not hold a user name")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    usual = 443 if parts.scheme == "https" else 80
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in (None, usual) else "")
+    """An origin as browsers send it: lower case ASCII, no path, no default port."""
+    scheme, host, port = _origin(text, "CORS origin", "https://shop.example")
+    return f"{scheme}://{host}" + ("" if port == _USUAL_PORTS[scheme] else f":{port}")

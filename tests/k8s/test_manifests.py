@@ -8,12 +8,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from service import addresses
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
@@ -115,17 +117,38 @@ def test_the_service_the_budget_and_the_scaler_mean_the_same_pods(overlay: str) 
     assert scaler["metrics"][0]["resource"]["target"]["averageUtilization"] == 65
 
 
-def test_private_ranges_are_closed_to_the_fetcher() -> None:
-    """Of the rules that reach the internet every one leaves the private ranges out."""
+def test_redis_is_the_only_private_way_out() -> None:
+    """Of the service's pods in production."""
     policy = one(build(ROOT / "k8s" / "overlays" / "production"), "NetworkPolicy")["spec"]
-    blocks = [to["ipBlock"] for rule in policy["egress"] for to in rule["to"] if "ipBlock" in to]
-    assert {block["cidr"] for block in blocks} == {"0.0.0.0/0", "::/0"}
-    four = next(block for block in blocks if block["cidr"] == "0.0.0.0/0")["except"]
-    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "127.0.0.0/8", "100.64.0.0/10"} <= set(
-        four
-    )
     redis = [to for rule in policy["egress"] for to in rule["to"] if to.get("podSelector")]
     assert redis == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mufin-redis"}}}]
+
+
+def _closed() -> tuple[list[IPv4Network | IPv6Network], list[IPv4Network | IPv6Network]]:
+    """Blocks that the network policy opens, and what it leaves out of them."""
+    policy = yaml.safe_load((ROOT / "k8s" / "base" / "networkpolicy.yaml").read_text())
+    blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    return [ip_network(own["cidr"]) for own in blocks], [ip_network(text) for own in blocks for text in own["except"]]
+
+
+def test_the_network_refuses_what_the_fetcher_refuses() -> None:
+    """Network by network of the fetcher's own table; of IPv6 nothing but what has been handed out is opened."""
+    opened, left_out = _closed()
+    assert opened == [IPv4Network("0.0.0.0/0"), addresses._V6_GLOBAL]
+    refused: list[IPv4Network | IPv6Network] = [*addresses._V4_REFUSED, *addresses._V6_REFUSED]
+    for own in (*refused, addresses._ASSIGNMENTS, addresses._SIX_TO_FOUR):
+        assert any(own[0] in out and own[-1] in out for out in left_out), own
+
+
+def test_the_network_leaves_open_what_the_fetcher_reaches() -> None:
+    """But for tunnels, every network left out is one that the fetcher refuses, and its neighbours are not."""
+    _, left_out = _closed()
+    tunnels = {addresses._ASSIGNMENTS, addresses._SIX_TO_FOUR}
+    for own in left_out:
+        if own not in tunnels:
+            assert not addresses.is_public(own[0]) and not addresses.is_public(own[-1]), own
+    for text in ("8.8.8.8", "168.63.129.15", "192.0.1.1", "198.51.101.1", "2606:4700::1", "2620:4f:8001::1", "2a00::1"):
+        assert not any(ip_address(text) in own for own in left_out) and addresses.is_public(ip_address(text)), text
 
 
 def test_one_endpoint_alone_is_a_deployment_of_its_own() -> None:

@@ -80,6 +80,10 @@ CHUNKED = raw(
     "POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, "Transfer-Encoding: chunked",
     body=b"%x\r\n%s\r\n0\r\n" % (len(GOOD), GOOD),
 )[0]  # fmt: skip
+UPGRADE = ("Connection: Upgrade", "Upgrade: h2c")
+UPGRADING, LAST = head(GOOD, JSON_TYPE, *UPGRADE), post(GOOD)[0]
+LOOKED_UP = raw("GET /livez HTTP/1.1", "Host: x", *UPGRADE)[0]
+SMUGGLED = raw("GET /bundles HTTP/1.1", "Host: x")[0]
 
 TITLES: Sequence[Case] = (
     Case("bidirectional overrides", title("\u202ered\u202c \u2067running\u2069 shoes"), "200"),
@@ -242,6 +246,21 @@ HTTP: Sequence[Case] = (
     Case("Expect: 100-continue", post(GOOD, "Expect: 100-continue"), "100, 200"),
     Case("Upgrade: websocket, which is not heard", raw("GET /livez HTTP/1.1", "Host: x", "Connection: Upgrade, close",
          "Upgrade: websocket", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13"), "200"),
+    Case("Upgrade: h2c, as Java and curl ask, and another request", [UPGRADING + GOOD + LAST], "200 x 2"),
+    Case("the same in packets of their own", [UPGRADING, GOOD, LAST], "200 x 2", 0.1),
+    Case("the same byte by byte", [bytes([own]) for own in UPGRADING + GOOD + LAST], "200 x 2", 0.001),
+    Case("Upgrade and a body that is a request", [head(SMUGGLED, JSON_TYPE, *UPGRADE), SMUGGLED, LAST], "422, 200", 0.1),
+    Case("Upgrade and a body in chunks, and another request", [
+         CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", 1) + b"\r\n" + LAST], "200 x 2"),
+    Case("Upgrade and Expect: 100-continue", [head(GOOD, JSON_TYPE, "Expect: 100-continue", "Upgrade: h2c",
+         "Connection: Upgrade, close"), GOOD], "100, 200", 0.1),
+    Case("GET with Upgrade, and another request", [LOOKED_UP + LAST], "200 x 2"),
+    Case("1,000 of them at once", [LOOKED_UP * 999 + LAST], "200 x 1000"),
+    Case("Upgrade and a length over the limit", raw("POST /recommend HTTP/1.1", "Host: x", JSON_TYPE, "Upgrade: h2c",
+         "Connection: Upgrade, close", f"Content-Length: {BODY_LIMIT + 1}"), "413 body_too_large"),
+    Case("Upgrade of 70 kB", raw("GET /livez HTTP/1.1", "Host: x", UPGRADE[0], "Upgrade: " + "x" * 70_000), "400"),
+    Case("Upgrade and no Host", raw("GET /livez HTTP/1.1", *UPGRADE), "400"),
+    Case("Upgrade and CONNECT", raw("CONNECT 169.254.169.254:80 HTTP/1.1", "Host: x", *UPGRADE), "400"),
     Case("a blank before the colon", raw("GET /livez HTTP/1.1", "Host : x", CLOSE), "400"),
     Case("a folded header", raw("GET /livez HTTP/1.1", "Host: x", "A: b", " c", CLOSE), "400"),
     Case("NUL in a header", raw("GET /livez HTTP/1.1", "Host: x", "A: b\0c", CLOSE), "400"),

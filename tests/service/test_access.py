@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.service.answered import refusal
 from tests.service.redis_process import free_port, redis_process
 from tests.service.serving import running
 from tests.service.test_process import served
@@ -120,6 +121,24 @@ async def test_no_page_of_another_origin_may_call_unless_it_is_named() -> None:
             assert (await client.options("/recommend", headers={**preflight, "Origin": origin})).status_code == 400
             answer = await client.post("/recommend", json=BODY, headers={"Origin": origin, **_with("one")})
             assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_page_reads_the_answer_to_a_defect_too() -> None:
+    """From a handler that FastAPI calls and from one that it does not; a problem document either way."""
+    async with running(cors_origins="https://shop.example") as (client, app):
+
+        def broken() -> None:
+            raise RuntimeError("secret of the inside")
+
+        app.state.parts.open_bundles = broken
+        asked = {"Origin": "https://shop.example"}
+        for answer in (
+            await client.post("/recommend", json={"product": {"title": "explode"}}, headers=asked),
+            await client.get("/bundles", headers=asked),
+        ):
+            refusal(answer, 500, "internal_error")
+            assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+            assert "secret" not in answer.text
 
 
 @pytest.mark.parametrize(

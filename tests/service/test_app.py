@@ -113,7 +113,7 @@ async def test_the_title_reaches_ranking_as_text_too() -> None:
 
 async def test_a_title_whose_ranking_breaks_fails_alone_and_is_encoded_once() -> None:
     """Titles that come together are encoded and ranked in one go; what breaks after the encoder is no reason to go back."""
-    model = MemoryModel(shop(), title_seconds=0.01, rank_breaker="cursed")
+    model = MemoryModel(shop(), title_seconds=0.02, rank_breaker="cursed")
     async with running(model, worker_threads=1) as (client, _):
         titles = ["red shoes", "blue shoes", "cursed shoes", "green shoes"]
         answers = await asyncio.gather(

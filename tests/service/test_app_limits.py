@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import threading
 from pathlib import Path
 
 import httpx
@@ -108,6 +109,10 @@ async def test_every_refusal_is_a_problem_document() -> None:
         wrong = await client.get("/recommend")
         refusal(wrong, 405, "method_not_allowed")
         assert wrong.headers["allow"] == "POST"
+        for path in ("/recommend/", "/recommend/batch/"):
+            refusal(await client.post(path, json=good), 404, "not_found")
+        for path in ("/metrics/", "/livez/", "/docs/", "/docs/static", "/docs/static/"):
+            refusal(await client.get(path), 404, "not_found")
         refusal(
             await client.post("/recommend", content=b"x" * 3000, headers={"content-type": "application/json"}),
             413,
@@ -169,6 +174,28 @@ async def test_probes_follow_the_life_of_the_process() -> None:
         late = await client.post("/recommend", json={"product": {"title": "red"}})
         assert late.status_code == 200
         assert late.headers["connection"] == "close"
+
+
+async def test_a_signal_while_bundles_are_opening_makes_nothing_ready() -> None:
+    """Not for good either, when they are open at last: there is nothing to answer with."""
+    begun, opened = threading.Event(), threading.Event()
+
+    def slowly(*_: object) -> MemoryModel:
+        begun.set()
+        opened.wait(5)
+        return MemoryModel(shop())
+
+    async with running(open_model=slowly, wait=False) as (client, app):
+        await eventually(begun.is_set)
+        lifecycle_of(app).drain()
+        for _ in range(2):
+            early = await client.post("/recommend", json={"product": {"title": "x"}})
+            assert refusal(early, 503, "not_ready")
+            assert (early.headers["retry-after"], early.headers["connection"]) == ("1", "close")
+            statuses = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/startupz")]
+            assert statuses == [200, 503, 503]
+            opened.set()
+            await eventually(lambda: bool(app.state.parts.open_bundles()))
 
 
 @pytest.mark.parametrize("failure", ["open", "golden"])

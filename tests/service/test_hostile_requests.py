@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -83,4 +84,5 @@ def test_afterwards_the_service_is_as_it_was(service: Served) -> None:
     assert "mufin_requests_in_flight 0.0" in page
     assert "mufin_queue_items 0.0" in page
     assert [line for line in service.lines if line["event"] == "defect" or line["level"] == "error"] == []
+    assert [line for line in service.lines if "pgrade" in json.dumps(line)] == []
     assert service.rest == []

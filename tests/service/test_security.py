@@ -37,6 +37,25 @@ def test_no_key_or_a_wrong_one_is_refused(header: str | None) -> None:
         read_keys([f"shop:{_hash('old')}:recommend"]).check(header, None, "recommend")
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+def test_a_key_beyond_ascii_is_known_by_its_bytes(coding: str) -> None:
+    """Its hash is of UTF-8; headers reach the app as Latin-1 reads them, and some clients write that."""
+    ring = read_keys([f"shop:{_hash('schlüsselà')}:recommend"])
+    read = "schlüsselà".encode(coding).decode("latin-1")
+    for authorization, api_key in ((f"Bearer {read}", None), (None, read)):
+        assert ring.check(authorization, api_key, "recommend") is not None
+    with pytest.raises(Unauthenticated):
+        ring.check(None, "schl\xff\xfessel", "recommend")
+
+
+def test_an_empty_key_header_hides_no_other() -> None:
+    """Gateways send X-API-Key without a value."""
+    ring = read_keys([f"shop:{_hash('good')}:recommend"])
+    assert ring.check("Bearer good", "", "recommend") is not None
+    with pytest.raises(Unauthenticated):
+        ring.check("Bearer good", "bad", "recommend")
+
+
 def test_without_keys_everybody_may() -> None:
     """Off by default."""
     ring = read_keys([])
