@@ -32,6 +32,9 @@ FEATURES = (
     *(f"{scorer}.{view}" for scorer in SCORERS for view in VIEWS), *LABEL_FEATURES, *PRODUCT_FEATURES,
 )  # fmt: skip
 """(F,) names, in order"""
+COSINE_WORTH = 10.0
+"""A combination's scores are log-odds but for a shift and a scale near 1: over a shortlist they spread some ten times as far
+as cosines, and so many of them weigh as much as a cosine of 1."""
 _LOG_FREQUENCY = FEATURES.index("log_frequency")
 _LEADING = 50
 """Candidates whose mean and spread a score's distance is taken from."""

@@ -52,10 +52,14 @@ class LabelVectors:
 
         Equal scores come by ascending label; -1 is no label, and stands behind all with -inf. Each product is summed in the
         same order, whatever stands beside it, so that equal vectors have equal scores. Raises InputError for queries of
-        another dimension; compiled, for a label that there is not, too.
+        another dimension or number; compiled, for a label that there is not, too.
         """
         if queries.ndim != 2 or queries.shape[1] != self._values.shape[1]:
             raise InputError(f"queries are {queries.shape}, the labels have dimension {self._values.shape[1]}")
+        if found.ndim != 2 or len(found) != len(queries):
+            raise InputError(f"{len(queries)} queries have labels of shape {found.shape}, need a row each")
+        if not found.shape[1]:
+            return found, np.zeros(found.shape, dtype=np.float32)
         if self._kernels is not None:
             return self._compiled(queries, found, wanted)
         scores = np.empty(found.shape, dtype=np.float32)
@@ -64,7 +68,7 @@ class LabelVectors:
             part = slice(start, start + step)
             scores[part] = np.einsum("bd,bkd->bk", queries[part], self.embeddings(found[part]))  # without BLAS
         scores[found < 0] = -np.inf
-        order = np.lexsort((found, -scores))[:, :wanted]
+        order = np.lexsort((found, -scores, found < 0))[:, :wanted]
         rows = np.arange(len(found))[:, None]  # take_along_axis takes fifteen calls to come to the same
         return found[rows, order], scores[rows, order]
 

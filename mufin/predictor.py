@@ -14,21 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mufin.bundle import Bundle, Verify, open_bundle
-from mufin.combination import candidate_features
+from mufin.combination import COSINE_WORTH, candidate_features
 from mufin.compilation import Kernel
 from mufin.errors import InputError
 from mufin.evidence import ProductEvidence
 from mufin.golden import GoldenResults, Parity, Ranked, compare, read_golden
 from mufin.graphs import Device, EncoderGraphs
-from mufin.inputs import (
-    BoolArray,
-    FloatArray,
-    InputSpec,
-    Int64Array,
-    TokenBatch,
-    Uint8Array,
-    normalise_title,
-)
+from mufin.inputs import BoolArray, FloatArray, InputSpec, Int64Array, TokenBatch, Uint8Array, normalise_title
 from mufin.item_encoder import EncoderPool, ItemEncoder, open_encoder
 from mufin.label_files import Label, LabelSource
 from mufin.label_store import BundleLabelStore, MemoryUse
@@ -138,6 +130,8 @@ class Predictor:
         """Numbers of a title's vector: D, and W of its sentence behind them where a learned combination looks at it"""
         self.bundle_id = bundle.manifest.bundle_id
         self.name = bundle.manifest.name
+        self.score_unit = 1.0 if bundle.combination is None else COSINE_WORTH
+        """What of a score weighs as much as a cosine of 1, where the two meet (diversity)"""
         self._attention: CrossAttention | None = bundle.cross_attention
         self._reranker = reranker or labels.reranker(self._attention)
 
@@ -312,7 +306,9 @@ class Predictor:
         if not bags:
             return []
         dropped = list(excluded) if excluded is not None else [np.zeros(0, dtype=np.int64)] * len(bags)
-        wanted = [max(own, self.score_spec.shortlist_size) for own in ([k] * len(bags) if isinstance(k, int) else k)]
+        wanted = [
+            max(own, self.score_spec.shortlist_size) for own in (k if isinstance(k, Sequence) else [k] * len(bags))
+        ]
         # An approximate index finds others when it is asked for more, so only products that ask for as many share a call.
         groups: dict[int, list[int]] = {}
         for row, (size, drop) in enumerate(zip(wanted, dropped, strict=True)):

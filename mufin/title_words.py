@@ -8,17 +8,25 @@ and type names decide which products are alike.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import chain, pairwise
 
 import numpy as np
 
 from mufin.inputs import FloatArray, Int64Array, Uint8Array, normalise_title
 
 _WORD = re.compile(r"\w+")
+# Written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han. Each character is a word, and pairs do what words do elsewhere.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+# Where vowel signs and accents lie that NFKC joins to no letter; regular expressions take none of them for part of a word.
+_MARKS_LIE = ((0x0300, 0x1E00), (0x20D0, 0x2100), (0xA66F, 0xAC00), (0xFB1E, 0xFB1F), (0x11000, 0x12000))
 MOST_WORDS = 1_000_000
 """Words and pairs kept; the most frequent ones."""
 
@@ -139,9 +147,20 @@ class TitleWords:
         return cls(words, idf)
 
 
+@cache
+def _word_of_any_script() -> re.Pattern[str]:
+    places = chain.from_iterable(range(*own) for own in _MARKS_LIE)
+    marks = "".join(chr(own) for own in places if unicodedata.category(chr(own)) in ("Mn", "Mc"))
+    return re.compile(f"[{_UNSPACED}][{marks}]*|[^\\W{_UNSPACED}](?:[^\\W{_UNSPACED}]|[{marks}])*")
+
+
 def terms(title: str) -> list[str]:
-    """Words and pairs of neighbouring words of a title, in lower case; repeats stay."""
-    words = _WORD.findall(normalise_title(title).lower())
+    """Words and pairs of neighbouring words of a title, in lower case; repeats stay.
+
+    A word is a run of letters, digits and _ with the marks on them; in scripts without spaces, one character.
+    """
+    text = normalise_title(title).lower()
+    words = (_WORD if text.isascii() else _word_of_any_script()).findall(text)
     return words + [f"{a} {b}" for a, b in pairwise(words)]
 
 

@@ -38,6 +38,8 @@ from service.telemetry import HEADERS, RECORD, get_logger, is_sampled, log_answe
 
 Out = TypeVar("Out")
 
+_LEAST_COUNTING_SECONDS = 0.02
+
 
 class Answering:
     """Answers the two endpoints and their batches."""
@@ -67,13 +69,13 @@ class Answering:
         """One product of the caller's rate, before any work is done for it. Raises RateLimited."""
         rate = self._rate(key)
         if key is not None and rate is not None:
-            await self._parts.rate_limiter.take(key.name, rate, deadline.far_seconds())
+            await self._parts.rate_limiter.take(key.name, rate, _counting_seconds(deadline))
 
     async def _charge(self, key: ApiKey | None, products: int, deadline: Deadline) -> None:
         """Further products of the caller's rate, of a batch that has begun."""
         rate = self._rate(key)
         if key is not None and rate is not None:
-            await self._parts.rate_limiter.charge(key.name, rate, products, deadline.far_seconds())
+            await self._parts.rate_limiter.charge(key.name, rate, products, _counting_seconds(deadline))
 
     async def one(self, request: Request, endpoint: Endpoint) -> Response:
         """POST /recommend, POST /bid-queries."""
@@ -189,6 +191,11 @@ class _InFlight:
 
     def __exit__(self, *_: object) -> None:
         self.count -= 1
+
+
+def _counting_seconds(deadline: Deadline) -> float:
+    """What asking the shared count of a key's products may take. Callers choose their deadlines, but not who counts."""
+    return max(deadline.far_seconds(), _LEAST_COUNTING_SECONDS)
 
 
 def _header(request: Request, name: bytes) -> str | None:

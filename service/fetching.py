@@ -117,7 +117,9 @@ class Fetcher:
             async with asyncio.timeout(self._limits.total_seconds) as limit:
                 return await self._follow(url, etag, limit, asking)
         except TimeoutError as error:
-            raise PictureError("image_timeout", "the image did not come in time", of_the_url=asking.now) from error
+            raise PictureError(
+                "image_timeout", "the image did not come in time", of_the_url=self._waited(asking.since)
+            ) from error
 
     async def _follow(self, url: PictureUrl, etag: str | None, limit: asyncio.Timeout, asking: _Asking) -> Fetched:
         for _ in range(MAX_REDIRECTS + 1):
@@ -147,12 +149,12 @@ class Fetcher:
             if not breaker.allow():
                 raise _unreachable(asked=False)
             began = time.monotonic()
-            asking.now = True
+            asking.since = began
             try:
                 hop = await self._hop(url, etag)
             except asyncio.CancelledError:
                 # Requests that give up on a host before its own limits do must count, or it would never be left alone.
-                if time.monotonic() - began > min(_SLOW_SECONDS, self._limits.total_seconds / 2):
+                if self._waited(began):
                     breaker.failed()
                 raise
             except PictureError:
@@ -167,8 +169,12 @@ class Fetcher:
                 # One code for every failure of the network: callers must not learn what lies behind it.
                 raise _unreachable() from error
             breaker.succeeded()
-            asking.now = False
+            asking.since = math.inf
             return hop
+
+    def _waited(self, since: float) -> bool:
+        """Whether a server that is being asked since then has had its time."""
+        return time.monotonic() - since > min(_SLOW_SECONDS, self._limits.total_seconds / 2)
 
     async def _hop(self, url: PictureUrl, etag: str | None) -> _Hop:
         """One request; a connection that cannot be made is tried once more, nothing else is.
@@ -245,9 +251,9 @@ class Fetcher:
 
 @dataclass(slots=True)
 class _Asking:
-    """Whether a server is being asked: what takes too long before says nothing of the picture."""
+    """Since when a server is being asked, of time.monotonic(): waiting for our own slots says nothing of the picture."""
 
-    now: bool = False
+    since: float = math.inf
 
 
 @dataclass(slots=True)

@@ -24,7 +24,6 @@ from service.batching import BatchQueue, Stage
 from service.bundles import Model
 
 _MASKS_KEPT = 64
-_LEAST_SPREAD = 1e-9
 
 
 @dataclass(slots=True)
@@ -287,17 +286,14 @@ class _Calls:
         Not on the event loop: texts are read from a mapped file, whose pages may have to come from disk.
         """
         store, selection = self._model.labels, job.selection
-        candidates = ranked.scores
         ranked = ranked.probable(selection.min_probability)
         if selection.distinct_words:
             ranked = ranked.distinct(store, None if selection.diversity > 0 else selection.k)
         positions = np.arange(min(selection.k, len(ranked.labels)))
         if selection.diversity > 0 and len(ranked.labels):
             embeddings = store.embeddings(ranked.labels)
-            # Learned scores have no scale of their own: that of all candidates, whatever rules leave of them.
-            best, least = float(candidates[0]), float(candidates[-1])
-            relevance = (ranked.scores - least) / max(best - least, _LEAST_SPREAD)
-            positions = diversify(relevance, embeddings, selection.k, selection.diversity)
+            unit = self._model.score_unit if ranked.stage == "reranked" else 1.0  # a shortlist's scores are cosines
+            positions = diversify(ranked.scores / unit, embeddings, selection.k, selection.diversity)
         if selection.diversity > 0 or len(positions) < len(ranked.labels):
             ranked = ranked.take(positions)
         attention = self._attention(job, ranked.labels) if selection.slots is not None else None
@@ -312,17 +308,17 @@ class _Calls:
         return [weight[:, : images + has_title] for weight, (images, has_title) in zip(weights, layouts, strict=True)]
 
 
-def diversify(relevance: FloatArray, embeddings: FloatArray, k: int, diversity: float) -> Int64Array:
-    """Positions of k items by maximal marginal relevance (Carbonell and Goldstein 1998).
+def diversify(scores: FloatArray, embeddings: FloatArray, k: int, diversity: float) -> Int64Array:
+    """Positions of k items by maximal marginal scores (Carbonell and Goldstein 1998).
 
-    relevance: (n,) within 0..1; embeddings: (n, D) unit length. Each pick maximises
-    (1 - diversity) * relevance - diversity * (largest cosine to a pick before it); ties go to the better ranked.
+    scores: (n,) on the scale of cosines; embeddings: (n, D) unit length. Each pick maximises
+    (1 - diversity) * score - diversity * (largest cosine to a pick before it); ties go to the better ranked.
     """
-    left = np.ones(len(relevance), dtype=np.bool_)
-    closest = np.zeros(len(relevance), dtype=np.float32)
+    left = np.ones(len(scores), dtype=np.bool_)
+    closest = np.zeros(len(scores), dtype=np.float32)
     picks: list[int] = []
-    for _ in range(min(k, len(relevance))):
-        worth = np.where(left, (1 - diversity) * relevance - diversity * closest, -np.inf)
+    for _ in range(min(k, len(scores))):
+        worth = np.where(left, (1 - diversity) * scores - diversity * closest, -np.inf)
         pick = int(np.argmax(worth))
         left[pick] = False
         similarity = embeddings @ embeddings[pick]

@@ -154,7 +154,7 @@ class Recommender:
         title = usable_title(request.product.title)
         try:
             with span("cache"):
-                known = await within(deadline.remaining(), self._vectors.known(title, images, deadline.far_seconds()))
+                known = await within(deadline.remaining(), self._vectors.known(title, images, deadline.far_seconds))
             work = self._vectors.work(title, known)
             if self._vectors.may_continue(title, known):
                 with self._queue.admit(work, deadline.remaining()):

@@ -27,7 +27,8 @@ FAILURES, REST_SECONDS = 3, 30.0
 
 # Calls at once; others wait for one of them to end, which says nothing against Redis.
 _CONNECTIONS = 64
-# A caller may have less patience than Redis is given: that it waited in vain counts only from this share of it on.
+# A caller may have less patience than Redis is given: waits in vain, one after the other, count as a failure when they come
+# to this share of it.
 _TELLING_SHARE = 0.5
 
 # Made once: each connection would else look up the version in files, on the event loop.
@@ -49,6 +50,7 @@ class RedisClient:
             driver_info=_DRIVER,
         )
         self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._in_vain, self._in_vain_until = 0.0, -math.inf
 
     async def ask(self, call: Callable[[Redis], Awaitable[Out]], seconds: float = math.inf) -> Out | None:
         """The answer to a call, or None when Redis is left alone, late or broken.
@@ -67,8 +69,7 @@ class RedisClient:
             self.breaker.succeeded()
             return None
         except (TimeoutError, asyncio.CancelledError) as error:
-            if self.breaker.clock() - began >= _TELLING_SHARE * self._timeout_seconds:
-                self.breaker.failed(began)
+            self._waited_in_vain(began)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return None
@@ -76,7 +77,17 @@ class RedisClient:
             self.breaker.failed(began)
             return None
         self.breaker.succeeded()
+        self._in_vain = 0.0
         return answer
+
+    def _waited_in_vain(self, began: float) -> None:
+        """Since ``began``; infinity: no connection was free. What passes side by side is counted once."""
+        now = self.breaker.clock()
+        self._in_vain += max(0.0, now - max(began, self._in_vain_until))
+        self._in_vain_until = now
+        if self._in_vain >= _TELLING_SHARE * self._timeout_seconds:
+            self._in_vain = 0.0
+            self.breaker.failed(began)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -130,14 +130,14 @@ class Vectors:
         """Where images are encoded."""
         return self._images
 
-    async def known(self, title: str, images: Sequence[str], seconds: float) -> Known:
+    async def known(self, title: str, images: Sequence[str], patience: Callable[[], float]) -> Known:
         """What the cache knows of a product, in two questions: title and URLs, then the content of those URLs.
 
-        ``seconds``: what each may take; a shared cache that takes longer knows nothing.
+        ``patience``: asked before each, what it may take in seconds; a shared cache that takes longer knows nothing.
         """
         title_key = self._title_key(title) if title else ""
         url_keys = {url: url_key(url) for url in images if not url.startswith("data:")}
-        found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()), seconds)
+        found = await self._found([title_key, *url_keys.values()] if title else list(url_keys.values()), patience())
         vector = self._whole(found.get(title_key), self._encoder.title_width)
         hit = None if vector is None else TitleOutcome(self._unpack(vector), 0.0, "hit")
         if not images:
@@ -149,7 +149,7 @@ class Vectors:
                 entries[url] = entry
         fresh = {url: entry for url, entry in entries.items() if self._is_fresh(entry)}
         image_keys = {own.content_hash: self._image_key(own.content_hash) for own in fresh.values() if own.content_hash}
-        packed = await self._found(list(image_keys.values()), seconds) if image_keys else {}
+        packed = await self._found(list(image_keys.values()), patience()) if image_keys else {}
         outcomes = [
             None
             if url not in fresh

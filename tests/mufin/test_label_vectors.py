@@ -75,11 +75,21 @@ def test_numbers_that_are_none_come_last(kernel: Kernel) -> None:
     vectors = stored("float32")
     vectors[3] = np.nan
     labels, scores = LabelVectors(vectors, kernel).ordered(
-        unit(np.random.default_rng(3), 1), np.array([[3, 1, 2]], dtype=np.int64), 3
+        unit(np.random.default_rng(3), 1), np.array([[3, -1, 1, 2]], dtype=np.int64), 4
     )
-    assert sorted(labels[0].tolist()) == [1, 2, 3]
-    assert labels[0, 2] == 3
+    assert sorted(labels[0, :2].tolist()) == [1, 2]
+    assert labels[0, 2:].tolist() == [3, -1]
     assert np.isnan(scores[0, 2])
+    assert np.isneginf(scores[0, 3])
+
+
+@pytest.mark.parametrize("kernel", BOTH)
+def test_nothing_found_is_no_label(kernel: Kernel) -> None:
+    """Neither of no candidates nor of no queries."""
+    vectors = LabelVectors(stored("int16"), kernel)
+    for shape in ((2, 0), (0, 3), (0, 0)):
+        labels, scores = vectors.ordered(np.zeros((shape[0], DIMENSION), np.float32), np.zeros(shape, np.int64), 3)
+        assert labels.shape == scores.shape == shape
 
 
 def test_nothing_is_read_outside_the_vectors() -> None:
@@ -91,6 +101,8 @@ def test_nothing_is_read_outside_the_vectors() -> None:
     for kernel in BOTH:
         with pytest.raises(InputError, match=r"have dimension 24"):
             LabelVectors(stored("int16"), kernel).ordered(query[:, 1:], np.array([[1]], dtype=np.int64), 1)
+        with pytest.raises(InputError, match=r"1 queries have labels of shape \(50, 1\)"):
+            LabelVectors(stored("int16"), kernel).ordered(query, np.ones((50, 1), dtype=np.int64), 1)
 
 
 def test_what_was_stored_stays_writable() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
+
 import numpy as np
 import pytest
 
 from mufin.candidate_arithmetic import arithmetic
 from mufin.compilation import KERNELS
-from mufin.title_words import Postings, TitleWords, fit_title_words, terms
+from mufin.title_words import Postings, SparseRow, TitleWords, fit_title_words, terms
 
 TITLES = ["Red cotton shirt", "red shirt", "Blue shirt for men", "blue  SHIRT, for women", "", "Größe ß red"]
 
@@ -22,6 +25,43 @@ def test_terms_are_lower_case_words_and_pairs() -> None:
     """Punctuation parts words, and a pair is two neighbours."""
     assert terms("Blue  SHIRT, for") == ["blue", "shirt", "for", "blue shirt", "shirt for"]
     assert terms("") == []
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("Größe élan naïve Ærø", ["größe", "élan", "naïve", "ærø"]),
+        ("हिन्दी किताब", ["हिन्दी", "किताब"]),
+        ("كِتَابٌ عربي", ["كِتَابٌ", "عربي"]),
+        ("נִקּוּד", ["נִקּוּד"]),
+        ("தமிழ் நூல்", ["தமிழ்", "நூல்"]),
+        ("红色陶瓷 iPhone15手机壳", ["红", "色", "陶", "瓷", "iphone15", "手", "机", "壳"]),
+        ("コーヒーカップ", ["コ", "ー", "ヒ", "ー", "カ", "ッ", "プ"]),
+        ("กาแฟ", ["ก", "า", "แ", "ฟ"]),
+        ("한국어 컵", ["한국어", "컵"]),
+        ("love ❤️ 1️⃣ café®", ["love", "1", "café"]),
+        ("Red shirt – größer", ["red", "shirt", "größer"]),
+    ],
+)
+def test_words_of_any_script_stay_whole(title: str, words: list[str]) -> None:
+    """Vowel signs belong to their word; where no spaces are written, a character is a word, and pairs tell more."""
+    found = terms(title)
+    expected = [unicodedata.normalize("NFKC", word) for word in words]
+    assert found[: len(words)] == expected
+    assert found[len(words) :] == [f"{a} {b}" for a, b in itertools.pairwise(expected)]
+
+
+def test_titles_without_spaces_share_what_they_have_in_common() -> None:
+    """Two Chinese titles need not be equal to be alike."""
+    words = fit_title_words(["红色陶瓷马克杯", "红色陶瓷碗", "蓝色玻璃杯", "绿色玻璃碗"])
+    one, other, unlike = (words.row(title) for title in ("红色陶瓷马克杯", "红色陶瓷碗", "绿色玻璃碗"))
+
+    def cosine(a: SparseRow, b: SparseRow) -> float:
+        both, mine, theirs = np.intersect1d(a.ids, b.ids, return_indices=True)
+        return float(a.weights[mine] @ b.weights[theirs]) if len(both) else 0.0
+
+    assert cosine(one, other) > 0.7
+    assert cosine(one, other) > 2 * cosine(one, unlike)
 
 
 def test_the_vocabulary_holds_what_two_titles_share(words: TitleWords) -> None:

@@ -144,6 +144,7 @@ class MemoryModel:
     bundle_id: str = "sha256:bundle"
     name: str = "products"
     dimension: int = DIMENSION
+    score_unit: float = 1.0
     title_width: int = DIMENSION
     input_spec: InputSpec = field(default_factory=lambda: InputSpec(image_side_pixels=SIDE_PIXELS, max_images=3))
     score_spec: ScoreSpec = field(

@@ -74,17 +74,37 @@ async def test_redis_stalled_and_killed_under_load_costs_no_request(tmp_path: Pa
 
 async def test_a_stalled_redis_costs_no_request_with_little_time(tmp_path: Path) -> None:
     """Less time than Redis itself is given: a quarter of it at most goes to the question, so that the rest is enough."""
-    headers = {"X-Request-Timeout-Ms": "80"}
+    headers = {"X-Request-Timeout-Ms": "600"}
     with redis_process(tmp_path) as redis:
         async with running(redis_url=redis.url, redis_timeout_milliseconds=2000.0) as (client, app):
             assert (await client.post("/recommend", json={"product": {"title": "warm"}})).status_code == 200
             redis.stall()
-            for number in range(6):
+            for number in range(3):
                 body = {"product": {"title": f"red shoes {number}"}}
                 assert (await client.post("/recommend", json=body, headers=headers)).status_code == 200
-            # Impatient callers say nothing against Redis.
+            # Three impatient callers say little against Redis.
             assert not app.state.parts.cache._far._client.breaker.is_open
             redis.go_on()
+
+
+async def test_impatient_callers_alone_make_a_stalled_redis_known(tmp_path: Path) -> None:
+    """What they wait in vain adds up, but for what they wait side by side; an answer ends it."""
+    with redis_process(tmp_path) as redis:
+        client = RedisClient(redis.url, 0.2)
+        for _ in range(12):
+            assert await client.ask(lambda own: own.ping(), 5.0)
+            redis.stall()
+            assert await client.ask(lambda own: own.ping(), 0.03) is None
+            redis.go_on()
+        assert client.breaker._in_a_row == 0
+        redis.stall()
+        await asyncio.gather(*(client.ask(lambda own: own.ping(), 0.03) for _ in range(20)))
+        assert client.breaker._in_a_row == 0
+        for _ in range(20):
+            await client.ask(lambda own: own.ping(), 0.03)
+        assert client.breaker.is_open
+        redis.go_on()
+        await client.aclose()
 
 
 async def test_callers_who_leave_a_stalled_redis_make_it_known(tmp_path: Path) -> None:

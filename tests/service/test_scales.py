@@ -17,9 +17,9 @@ class OtherScale(MemoryModel):
     """As a learned combination: the same order, other numbers."""
 
     def fuse(self, bag: ProductBag, shortlist: Shortlist, classifier: FloatArray, k: int) -> Ranking:
-        """Thirty times as far apart, and higher."""
+        """Thirty-two times as far apart, to the bit."""
         found = super().fuse(bag, shortlist, classifier, k)
-        return replace(found, scores=(30 * found.scores + 7).astype(np.float32))
+        return replace(found, scores=(32 * found.scores).astype(np.float32))
 
 
 BODY = {"product": {"title": "red running shoes"}, "k": 6}
@@ -27,13 +27,16 @@ BODY = {"product": {"title": "red running shoes"}, "k": 6}
 
 @pytest.mark.parametrize("diversity", [0.5, 0.7, 0.8])
 async def test_diversity_means_the_same_on_any_scale(diversity: float) -> None:
-    """And has an effect."""
+    """And has an effect; what a request excludes changes nothing of that."""
     found = []
-    for model in (MemoryModel(shop()), OtherScale(shop())):
+    for model in (MemoryModel(shop()), OtherScale(shop(), score_unit=32.0)):
         async with running(model) as (client, _):
             plain = (await client.post("/recommend", json=BODY)).json()
             answer = (await client.post("/recommend", json={**BODY, "diversity": diversity})).json()
             found.append([own["id"] for own in answer["results"]])
+            others = [own["id"] for own in plain["results"] if own["id"] not in found[-1]]
+            without = await client.post("/recommend", json={**BODY, "diversity": diversity, "exclude": others})
+            assert [own["id"] for own in without.json()["results"]] == found[-1]
             assert found[-1] != [own["id"] for own in plain["results"]]
     assert found[0] == found[1]
 
