@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model_export.onnx_graphs import fold_spectral_norm
-from mufin.catalogue import Catalogue, Item, ensure_validation, read_catalogue
+from mufin.catalogue import Catalogue, Item, read_catalogue
 from mufin.combination import Combination
 from mufin.errors import ConfigError
 from mufin.evidence import Evidence
@@ -25,6 +25,7 @@ from mufin.training.config import TrainConfig
 from mufin.training.evaluation import check_labels
 from mufin.training.item_arrays import ItemArrays, prepare
 from mufin.training.model import LabelClassifiers, Mufin
+from mufin.training.preparation import cut_as_trained
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Trained:
 def trained_run(run_folder: Path, catalogue_folder: Path | None = None) -> tuple[Trained, Catalogue]:
     """A finished run and the catalogue of its labels, by default the one it was trained on, split as it was there.
 
-    Raises CheckpointError when there is no finished run or the labels are others.
+    Raises CheckpointError when there is no finished run, the labels are others, or the validation split that training
+    cut cannot be cut again.
     """
     run = load_run(run_folder)
     catalogue = read_catalogue(catalogue_folder or Path(run.facts.catalogue))
     check_labels(run, catalogue)
-    split = ensure_validation(catalogue, run.config.validation_fraction, run.config.seed)
+    config = run.config
+    split = cut_as_trained(catalogue, config.validation_fraction, config.seed, run.facts.content_sha256, run_folder)
     return trained_from(run, {"kind": "run"}), split
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mufin.catalogue import Catalogue, Split, ensure_validation, forbidden_pairs, read_catalogue
+from mufin.catalogue import Catalogue, Split, forbidden_pairs, read_catalogue
 from mufin.errors import CatalogueError, ConfigError, MufinError
 from mufin.evaluation_report import Comparison, Figures, Report
 from mufin.inputs import Int64Array
@@ -101,7 +101,8 @@ def _cut_as_trained(catalogue: Catalogue, subjects: Sequence[Subject]) -> Catalo
             f"{subjects[0].path} was trained with the validation cut {asdict(cuts[0])}, {subjects[1].path} with "
             f"{asdict(cuts[1])}, so one was trained on what the other is scored on: write valid.csv and train again"
         )
-    return ensure_validation(catalogue, cuts[0].fraction, cuts[0].seed)
+    found = [subject.cut_as_trained(catalogue) for subject in subjects]  # each knows what it was trained on
+    return found[0]
 
 
 def _relevance(catalogue: Catalogue, split: str, with_exclude: bool = True) -> Relevance:

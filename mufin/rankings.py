@@ -17,6 +17,7 @@ import numpy as np
 
 from mufin.catalogue import Catalogue, ImageReader, Item, ensure_validation, forbidden_pairs
 from mufin.errors import BundleError, CatalogueError, CheckpointError, ImageError, MufinError
+from mufin.image_source import is_url
 from mufin.inputs import FloatArray, Int64Array, Uint8Array, decode_image
 from mufin.metrics import DEPTH, order_by_score
 from mufin.predictor import Predictor, Ranking, open_predictor
@@ -60,6 +61,9 @@ class Subject(Protocol):
     def validation_cut(self) -> Cut:
         """The cut that its training made, or would have made."""
 
+    def cut_as_trained(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with that cut. Raises MufinError where it is known to be another than the one of training."""
+
     def trained_on_validation(self) -> bool:
         """Whether it learned from the validation split in the end (``refit``)."""
 
@@ -96,6 +100,17 @@ class RunSubject:
             return _cut(json.loads(place.read_bytes())["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{place}: cannot be read ({error}): run mufin-train again") from error
+
+    def cut_as_trained(self, catalogue: Catalogue) -> Catalogue:
+        """Compared by the hash of the catalogue that the run keeps."""
+        from mufin.training.preparation import cut_as_trained
+
+        cut, place = self.validation_cut(), self.path / "model" / "run.json"
+        try:
+            trained = str(json.loads(place.read_bytes())["facts"]["content_sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{place}: cannot be read ({error}): run mufin-train again") from error
+        return cut_as_trained(catalogue, cut.fraction, cut.seed, trained, self.path)
 
     def trained_on_validation(self) -> bool:
         """From the run's config."""
@@ -163,6 +178,11 @@ class BundleSubject:
                 f"{self.path}: does not say how its validation split was cut: write valid.csv, or evaluate the run"
             ) from error
 
+    def cut_as_trained(self, catalogue: Catalogue) -> Catalogue:
+        """Cut again from the catalogue as it is: a manifest keeps no hash of what it was cut from."""
+        cut = self.validation_cut()
+        return ensure_validation(catalogue, cut.fraction, cut.seed)
+
     def trained_on_validation(self) -> bool:
         """From the config in the manifest's provenance; a bundle without one, of the authors' checkpoints, was not."""
         provenance = json.loads((self.path / "manifest.json").read_bytes()).get("provenance", {})
@@ -226,6 +246,9 @@ def _pixels(item: Item, reader: ImageReader, side_pixels: int, most: int) -> Uin
         try:
             decoded.append(decode_image(reader.read(image), side_pixels))
         except ImageError as error:
+            if is_url(image):  # as a path its slashes would be lost
+                reason = f"image {image} of {item.id!r}: {error}; replace or remove the image"
+                raise CatalogueError(reader.folder, None, reason) from error
             raise CatalogueError(reader.folder / image, None, f"{error}; replace or remove the image") from error
     return np.stack(decoded) if decoded else np.zeros((0, side_pixels, side_pixels, 3), dtype=np.uint8)
 

@@ -24,6 +24,8 @@ from mufin.errors import CatalogueError
 from mufin.inputs import BoolArray, Int64Array, normalise_title
 
 SOURCE_FILE = "source.json"
+ITEM_KEYS = ("id", "title", "images")
+"""Keys of an item's line that are no metadata"""
 TRAIN, VALID, TEST = range(3)
 _PAIRS_AT_ONCE = 65536
 
@@ -171,7 +173,10 @@ class ItemFile:
         self._account.written[self._name] = self._count
 
     def write(self, item_id: str, title: str, images: Sequence[str] = (), **metadata: Any) -> None:
-        """One item; the caller has checked it with ``is_describable`` and ``check_id``."""
+        """One item; the caller has checked it with ``is_describable`` and ``check_id``.
+
+        ``metadata`` has none of ``ITEM_KEYS``: they would take the place of the item's own.
+        """
         record = {"id": item_id, "title": title, **({"images": list(images)} if images else {}), **metadata}
         text = json.dumps(record, ensure_ascii=False)
         try:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mufin.datasets.catalogue_folder import (
+    ITEM_KEYS,
     TRAIN,
     Account,
     CatalogueFolder,
@@ -37,6 +38,7 @@ from mufin.progress import ProgressBar
 
 _LEFT_OUT = -1
 _IMAGE_SEPARATOR = "|"
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1  # as read_catalogue takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,22 @@ class Settings:
     test: float = 0.1
 
 
+def _require_metadata_names(table: Path, names: Sequence[str]) -> None:
+    """Raise CatalogueError for columns that would take the place of what makes an item."""
+    for name in names:
+        if name in ITEM_KEYS:
+            raise CatalogueError(
+                table, None, f"--metadata-columns names {name!r}, which is no metadata: {', '.join(ITEM_KEYS)} of an item have "
+                "columns of their own (--id-column, --title-column, --images-column); leave it out, or rename the column"
+            )  # fmt: skip
+
+
 def convert(
     logs: Sequence[Path], table: Path, target: Path, progress: ProgressBar, settings: Settings | None = None
 ) -> Account:
     """Writes the catalogue ``target``. Memory: the ids of products and the different queries; logs are streamed."""
     settings = settings or Settings()
+    _require_metadata_names(table, settings.metadata_columns)
     with CatalogueFolder(target, "click log", asdict(settings), [*logs, table]) as folder:
         products = _Products(table, settings, progress, folder.account)
         clicks = _Clicks(folder, products, settings)
@@ -153,6 +166,12 @@ class _Products:
             raise CatalogueError(
                 self._path, line, f"{name} is {value!r}, metadata are texts, numbers or lists of texts"
             )
+        if isinstance(value, int) and not _LEAST_INTEGER <= value <= _MOST_INTEGER:
+            shown = (
+                f"an integer of {value.bit_length()} bits"  # its digits may be more than a line, or than Python writes
+            )
+            reason = f"{name} is {shown}, metadata lie in {_LEAST_INTEGER}..{_MOST_INTEGER}; write it as text"
+            raise CatalogueError(self._path, line, reason)
         return value
 
 

@@ -49,8 +49,10 @@ def build_shop(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Writes ``folder/products`` and ``folder/queries``; returns the ceilings of each.
 
-    A folder it wrote before is replaced, any other is refused (FileExistsError); a crash leaves no half catalogue.
+    A folder it wrote before is replaced, any other is refused (FileExistsError), as is a place that cannot be written
+    (OSError); a crash leaves no half catalogue.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be made is not to be drawn for first
     random = np.random.default_rng(seed)
     products = make_products(product_count, random)
     companions = companion_rules(products, random)
@@ -170,8 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         reached = build_shop(options.out, options.products, options.seed)
-    except (FileExistsError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        # One raised here says all; one of the system names a file within OUT, and no remedy.
+        reason = f"{options.out}: cannot be written ({error.strerror}: {error.filename}); name another folder"
+        parser.error(reason if error.strerror else str(error))
     for name, oracles in reached.items():
         print(f"{options.out / name}: what an oracle reaches on its test split")
         for oracle, figures in oracles.items():

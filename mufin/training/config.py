@@ -33,14 +33,24 @@ class EncoderConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
-    def __post_init__(self) -> None:
-        require(self.name is None or not self.options, f"encoder {self.name!r} is named, so options cannot be set")
-        require(self.name is not None or "model_type" in self.options, "an encoder needs a name or options.model_type")
-        require((self.trainable_layers or 0) >= 0, f"trainable_layers is {self.trainable_layers}, needs 0 or more")
+    def check(self, role: str) -> None:
+        """Raise ConfigError for a contradiction; ``role``: its key in a config, text or image."""
+        named = f"--set {role}.name=FOLDER_OR_NAME"
+        require(
+            self.name is None or not self.options,
+            f"{role} encoder {self.name!r} is named, so {role}.options cannot be set: leave them out, or --set {role}.name=null",
+        )
+        require(
+            self.name is not None or "model_type" in self.options,
+            f"the {role} encoder needs a name or options.model_type: {named}, or "
+            f"--set {role}.options='{{\"model_type\": ...}}'",
+        )
+        layers = f"{role}.trainable_layers is {self.trainable_layers}"
+        require((self.trainable_layers or 0) >= 0, f"{layers}, needs 0 or more, or null for all of them")
         untrained = self.options.get("model_type") == "mufin-descriptor"  # has no weights at all
         require(
             self.name is not None or self.trainable_layers is None or untrained,
-            "a random encoder cannot be frozen: leave trainable_layers at null or name an encoder",
+            f"{layers} without {role}.name, and a random encoder cannot be frozen: {named}, or --set {role}.trainable_layers=null",
         )
 
 
@@ -136,6 +146,11 @@ class SiameseConfig:
         )
         require((self.backbone_learning_rate or 1.0) > 0, "backbone_learning_rate must be positive, or null")
         require(self.learning_rate > 0 and self.temperature > 0, "learning_rate and temperature must be positive")
+        require(self.weight_decay >= 0, f"siamese.weight_decay is {self.weight_decay}, needs 0 or more")
+        require(
+            self.classifier_learning_rate >= 0,
+            f"siamese.classifier_learning_rate is {self.classifier_learning_rate}, needs 0 or more",
+        )
         require(self.accumulation >= 1, f"siamese.accumulation is {self.accumulation}, needs at least 1")
         require(self.hard_negatives >= 1, f"siamese.hard_negatives is {self.hard_negatives}, needs at least 1")
         require(min(self.random_epochs, self.warmup_epochs) >= 0, "random_epochs and warmup_epochs need 0 or more")
@@ -237,6 +252,7 @@ class RankerConfig:
         require(self.negatives + self.random_negatives >= 1, "negatives + random_negatives needs at least 1")
         rates = (self.encoder_learning_rate, self.cross_learning_rate, self.classifier_learning_rate)
         require(min(rates) >= 0 and max(rates) > 0, f"ranker learning rates are {rates}: need 0 or more, one above 0")
+        require(self.weight_decay >= 0, f"ranker weight_decay is {self.weight_decay}, needs 0 or more")
         require(self.accumulation >= 1, f"ranker accumulation is {self.accumulation}, needs at least 1")
         require(self.scale > 0, f"ranker scale is {self.scale}, must be positive")
         require(min(self.warmup_epochs, self.reshortlist_epochs) >= 0, "ranker epochs counts need 0 or more")
@@ -327,6 +343,8 @@ class TrainConfig:
     """Longest time between two checkpoints inside an epoch; every epoch ends with one, unless one is ten seconds old."""
 
     def __post_init__(self) -> None:
+        self.text.check("text")
+        self.image.check("image")
         require(0 <= self.image_dropout < 1, f"image_dropout is {self.image_dropout}, must lie in 0..1")
         require(0 < self.validation_fraction < 0.5, f"validation_fraction is {self.validation_fraction}")
         require(
@@ -348,7 +366,8 @@ class TrainConfig:
             "train layers of it, or set early_fusion=false",
         )
         require(self.encode_batch_size >= 1, f"encode_batch_size is {self.encode_batch_size}, needs at least 1")
-        require(self.seed >= 0, f"seed is {self.seed}, needs 0 or more")
+        require(0 <= self.seed < 2**64, f"seed is {self.seed}, must lie in 0..{2**64 - 1}")
+        require(self.checkpoint_minutes >= 0, f"checkpoint_minutes is {self.checkpoint_minutes}, needs 0 or more")
         require(self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}, needs at least 32")
         require(self.evaluate_epochs >= 1, f"evaluate_epochs is {self.evaluate_epochs}, needs at least 1")
 

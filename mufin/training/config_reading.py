@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -31,7 +32,7 @@ def build_config(source: str | Path | Mapping[str, Any] | None, overrides: Seque
         require(bool(separator), f"--set {override!r}: write key=value, e.g. siamese.epochs=5")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or a number of more digits than Python reads
             value = text
         _assign(values, key.strip().split("."), value, override)
     return config_from_json(values)
@@ -49,7 +50,8 @@ def _load(source: str | Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as JSON or TOML: {error}") from error
     require(isinstance(values, dict), f"{path}: holds {type(values).__name__}, needs an object")
     preset = values.pop("preset", None)
-    require(preset is None or preset in PRESETS, f"{path}: unknown preset {preset!r}, have {', '.join(PRESETS)}")
+    known = preset is None or (isinstance(preset, str) and preset in PRESETS)
+    require(known, f"{path}: unknown preset {preset!r}, have {', '.join(PRESETS)}")
     return _merge(copy_of(PRESETS[preset]), values) if preset else typing.cast(dict[str, Any], values)
 
 
@@ -106,6 +108,8 @@ def _build(kind: type, values: Any, path: str) -> Any:
         return kind(**arguments)
     except TypeError as error:
         raise ConfigError(f"config {path or 'root'}: {error}") from error
+    except ConfigError as error:  # both rankers say "ranker", and some groups no name at all
+        raise ConfigError(f"config {path.rstrip('.')}: {error}" if path else str(error)) from error
 
 
 def _check_type(value: Any, hint: Any, path: str) -> Any:
@@ -118,8 +122,13 @@ def _check_type(value: Any, hint: Any, path: str) -> Any:
             return None
         return _check_type(value, next(o for o in options if o is not type(None)), path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(
+            abs(value) < 1 << 1023, f"config {path}: is an integer of {value.bit_length()} bits, needs a finite number"
+        )
         return float(value)
     expected = origin or hint
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config {path}: is {value}, needs a finite number")
     matches = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
     require(matches, f"config {path}: is {value!r}, needs {getattr(expected, '__name__', expected)}")
     return value

@@ -13,9 +13,27 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from mufin.errors import TrainingError
+from mufin.training.disk import atomic_write
+
+CURVES_FILE = "curves.png"
+
 
 def draw_curves(metrics: Path, target: Path) -> None:
-    """Draw ``metrics`` (metrics.jsonl of a run) into the PNG ``target``."""
+    """Draw ``metrics`` (metrics.jsonl of a finished run) into the PNG ``target``, whole or not at all.
+
+    Raises TrainingError with the remedy where that fails; the run itself is finished by then.
+    """
+    try:
+        atomic_write(target, lambda path: _draw(metrics, path))
+    except (TrainingError, OSError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{target}: cannot be drawn ({error}); the run is finished all the same: mend that and run the same "
+            "mufin-train again to draw it"
+        ) from error
+
+
+def _draw(metrics: Path, target: Path) -> None:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     modules = [m for m in ("siamese", "frozen_ranker", "ranker") if any(line.get("module") == m for line in lines)]
     figure, axes = plt.subplots(2, len(modules), figsize=(5 * len(modules), 7), squeeze=False, layout="constrained")
@@ -36,5 +54,7 @@ def draw_curves(metrics: Path, target: Path) -> None:
         lower.legend(fontsize=8)
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
-    figure.savefig(target, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    try:
+        figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
+    finally:
+        plt.close(figure)

@@ -76,6 +76,17 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
     atomic_write(path, write)
 
 
+def load_kept(path: Path, mapped: bool = True) -> npt.NDArray[Any]:
+    """A .npy file that is kept for several trainings, as a memory map. Raises TrainingError when it is damaged."""
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise TrainingError(
+            f"{path}: cannot be read ({error}); delete it, and what it held is computed again"
+        ) from error
+    return found
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time: whoever comes second waits, and finds what the first has written. A killed one holds nothing."""

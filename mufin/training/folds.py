@@ -8,7 +8,7 @@ its own in the run's folder, so that a killed training goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,10 @@ class Titles:
     def of(cls, catalogue: Catalogue, config: TrainConfig) -> Titles:
         """Vocabulary of training products' and labels' titles, and the folds by title."""
         train = catalogue.splits["train"]
-        own = [catalogue.products[int(row)].title for row in train.products]
+        items = [catalogue.products[int(row)] for row in train.products]
+        own = [item.title for item in items]
         words = fit_title_words([*own, *(label.title for label in catalogue.labels)])
-        folds = fold_numbers(own, config.combination.folds, config.seed)
+        folds = fold_numbers(own, config.combination.folds, config.seed, [item.images for item in items])
         labels = words.rows([label.title for label in catalogue.labels])
         return cls(words, words.rows([item.title for item in catalogue.products]), labels, folds)
 
@@ -78,9 +79,14 @@ class Folds:
     parts say: its word vectors were fitted on other titles, and are others"""
 
 
-def fold_numbers(titles: list[str], folds: int, seed: int) -> Int64Array:
-    """(n,) fold of each training product; equal titles share one, or a product's double would give its labels away."""
-    names = [normalise_title(title).lower() or f"\0{place}" for place, title in enumerate(titles)]
+def fold_numbers(titles: list[str], folds: int, seed: int, images: Sequence[tuple[str, ...]] = ()) -> Int64Array:
+    """(n,) fold of each training product; equal titles share one, or a product's double would give its labels away.
+
+    ``images``: n names each, by which products without a title are doubles, as in ``ensure_validation``; without them
+    such a product is on its own.
+    """
+    untitled = ["\0" + "\0".join(own) for own in images] or [f"\0{place}" for place in range(len(titles))]
+    names = [normalise_title(title).casefold() or other for title, other in zip(titles, untitled, strict=True)]
     distinct, group = np.unique(np.asarray(names, dtype=object), return_inverse=True)
     order = np.random.default_rng([seed, 5]).permutation(len(distinct))
     return np.asarray(order[group] % folds, dtype=np.int64)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mufin.catalogue import Catalogue, ImageReader, Item
 from mufin.errors import CatalogueError, ImageError
-from mufin.image_source import packed_image
+from mufin.image_source import is_url, packed_image
 from mufin.inputs import (
     BoolArray,
     FloatArray,
@@ -31,7 +31,7 @@ from mufin.inputs import (
     decode_image,
     normalise_title,
 )
-from mufin.training.disk import allocate, atomic_write, locked
+from mufin.training.disk import allocate, atomic_write, load_kept, locked
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, of how many."""
@@ -209,7 +209,7 @@ def _decode_all(
     ).hexdigest()
     path, marker = (folder / f"pixels-{identity[:16]}{suffix}" for suffix in (".npy", ".json"))
     whole = json.dumps(identity)
-    if marker.is_file() and marker.read_text() == whole:
+    if marker.is_file() and path.is_file() and marker.read_text() == whole:
         return _read_pixels(path, names)
     marker.unlink(missing_ok=True)
     if not names:
@@ -222,8 +222,7 @@ def _decode_all(
                 try:
                     return decode_image(reader.read(name), side)
                 except ImageError as error:
-                    reason = f"{error}; replace or remove the image"
-                    raise CatalogueError(catalogue.folder / name, None, reason) from error
+                    raise _image_error(catalogue, name, error) from error
 
             for row, decoded in enumerate(_bounded_map(pool, read, names)):
                 pixels[row] = decoded
@@ -231,6 +230,15 @@ def _decode_all(
         pixels.flush()
     atomic_write(marker, lambda path: path.write_text(whole))
     return _read_pixels(path, names)
+
+
+def _image_error(catalogue: Catalogue, name: str, error: ImageError) -> CatalogueError:
+    """At its file; a URL is said with the item that has it: as a path its slashes would be lost."""
+    if not is_url(name):
+        return CatalogueError(catalogue.folder / name, None, f"{error}; replace or remove the image")
+    owner = next(item.id for item in [*catalogue.products, *catalogue.labels] if name in item.images)
+    reason = f"image {name} of {owner!r}: {error}; replace or remove the image"
+    return CatalogueError(catalogue.folder, None, reason)
 
 
 def _stamps(catalogue: Catalogue, names: list[str]) -> list[list[object]]:
@@ -245,7 +253,7 @@ def _stamps(catalogue: Catalogue, names: list[str]) -> list[list[object]]:
 
 
 def _read_pixels(path: Path, names: list[str]) -> Uint8Array:
-    return np.asarray(np.load(path)) if not names else np.load(path, mmap_mode="r")
+    return load_kept(path, mapped=bool(names))  # nothing cannot be mapped
 
 
 def _bounded_map(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mufin.inputs import FloatArray, Int64Array
-from mufin.training.disk import allocate, atomic_write, locked, save_array
+from mufin.training.disk import allocate, atomic_write, load_kept, locked, save_array
 
 KeyArray = npt.NDArray[np.bytes_]
 _KEYS = ".keys.npy"
@@ -77,13 +77,17 @@ def kept_rows(folder: Path, name: str, keys: KeyArray, compute: Callable[[Int64A
     starts = np.cumsum([0, *(len(own) for own, _ in found)])
     file = np.searchsorted(starts, place, side="right") - 1
     used, number = np.unique(file, return_inverse=True)
-    files = tuple(np.load(found[own][1], mmap_mode="r") for own in used)
+    files = tuple(load_kept(found[own][1]) for own in used)
     return KeptRows(files, number.astype(np.int64), place - starts[file])
 
 
 def _files(folder: Path, name: str) -> list[tuple[KeyArray, Path]]:
-    """Keys and rows of every file; the keys come last, so that rows without keys are no file yet."""
-    return [
-        (np.load(path), path.with_name(path.name.removesuffix(_KEYS) + ".npy"))
+    """Keys and rows of every file; the keys come last, so that rows without keys are no file yet.
+
+    Nor are keys without rows: a damaged file of rows may be deleted alone.
+    """
+    pairs = [
+        (path, path.with_name(path.name.removesuffix(_KEYS) + ".npy"))
         for path in sorted(folder.glob(f"{name}-*{_KEYS}"))
     ]
+    return [(load_kept(keys, mapped=False), rows) for keys, rows in pairs if rows.is_file()]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from mufin.catalogue import Catalogue, Relevance, forbidden_pairs
-from mufin.errors import CatalogueError, ConfigError
+from mufin.catalogue import Catalogue, Relevance, ensure_validation, forbidden_pairs
+from mufin.errors import CatalogueError, CheckpointError, ConfigError
 from mufin.inputs import InputSpec, Int64Array, TitleTokenizer
 from mufin.metrics import remove_from_relevance
 from mufin.training.checkpoint import RunFacts, hash_label_ids
@@ -56,6 +57,18 @@ def run_facts(catalogue: Catalogue) -> RunFacts:
     """What the run is trained on. Raises CatalogueError without training pairs."""
     if "train" not in catalogue.splits:
         raise CatalogueError(catalogue.folder / "train.csv", None, "is missing: training needs relevant pairs")
+    return RunFacts(
+        catalogue=str(catalogue.folder.resolve()),
+        product_count=len(catalogue.products),
+        label_count=len(catalogue.labels),
+        label_ids_sha256=hash_label_ids([label.id for label in catalogue.labels]),
+        train_pairs=len(catalogue.splits["train"].relevance.indices),
+        content_sha256=content_sha256(catalogue),
+    )
+
+
+def content_sha256(catalogue: Catalogue) -> str:
+    """SHA-256 of ids, titles, image names, pairs of train and valid, and exclude pairs of a catalogue that has both."""
     content = hashlib.sha256()
     for item in [*catalogue.products, *catalogue.labels]:
         content.update(json.dumps([item.id, item.title, item.images]).encode())
@@ -63,14 +76,37 @@ def run_facts(catalogue: Catalogue) -> RunFacts:
         for array in (split.products, split.relevance.indptr, split.relevance.indices):
             content.update(array.tobytes())
     content.update(catalogue.exclude.indptr.tobytes() + catalogue.exclude.indices.tobytes())
-    return RunFacts(
-        catalogue=str(catalogue.folder.resolve()),
-        product_count=len(catalogue.products),
-        label_count=len(catalogue.labels),
-        label_ids_sha256=hash_label_ids([label.id for label in catalogue.labels]),
-        train_pairs=len(catalogue.splits["train"].relevance.indices),
-        content_sha256=content.hexdigest(),
-    )
+    return content.hexdigest()
+
+
+def cut_as_trained(catalogue: Catalogue, fraction: float, seed: int, trained_sha256: str, run: Path) -> Catalogue:
+    """The catalogue with the validation split that the training of ``run`` cut from it; with its own where it has one.
+
+    ``trained_sha256``: the run's ``content_sha256``. Raises CheckpointError when the cut is another now, and training
+    products would be scored.
+    """
+    cut = ensure_validation(catalogue, fraction, seed)
+    if cut is catalogue:
+        return catalogue
+    found = content_sha256(cut)
+    if found != trained_sha256:
+        raise CheckpointError(
+            f"{catalogue.folder}: train.csv, or what its validation split is cut from, changed since {run} was trained "
+            f"({trained_sha256[:12]}, now {found[:12]}), so the cut is another and would hold products that were trained "
+            "on: restore it, add the valid.csv that training had, or score --split test"
+        )
+    return cut
+
+
+def require_scorable(catalogue: Catalogue) -> None:
+    """Raise CatalogueError when the validation split has nothing that may be recommended: every figure would be NaN."""
+    valid = catalogue.splits["valid"]
+    if not len(remove_from_relevance(valid.relevance, forbidden_pairs(catalogue).select(valid.products)).indices):
+        raise CatalogueError(
+            catalogue.folder / "valid.csv", None,
+            f"all {len(valid.relevance.indices)} pairs of the validation split are exclude pairs or a product with itself, "
+            "so nothing can be scored; correct exclude.csv or give other validation pairs",
+        )  # fmt: skip
 
 
 def run_identity(config: TrainConfig, facts: RunFacts) -> str:

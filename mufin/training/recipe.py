@@ -6,7 +6,6 @@ Source: the authors' release, with the differences of docs/network.md.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -31,25 +30,20 @@ from mufin.training.checkpoint import (
     save_run,
 )
 from mufin.training.config import RankerConfig, SiameseConfig, TrainConfig
-from mufin.training.curves import draw_curves
+from mufin.training.curves import CURVES_FILE, draw_curves
 from mufin.training.disk import allocate, atomic_write
-from mufin.training.encode import (
-    embed_items,
-)
-from mufin.training.folds import FOLDS_FOLDER, Folds, Titles, train_folds
+from mufin.training.encode import embed_items
+from mufin.training.folds import Folds, Titles, train_folds
 from mufin.training.item_arrays import prepare
 from mufin.training.label_vectors import ItemEmbedder, label_means
 from mufin.training.loop import METRICS_FILE, Group, Module, Session, generator, run_module
 from mufin.training.memory import out_of_memory_explained
-from mufin.training.mining import (
-    balanced_clusters,
-    clustered_batches,
-    random_batches,
-)
+from mufin.training.mining import balanced_clusters, clustered_batches, random_batches
 from mufin.training.model import BagAttention, ItemEncoder, Mufin
 from mufin.training.preparation import (
     TrainingData,
     new_network,
+    require_scorable,
     run_facts,
     run_identity,
     tokenizer_json_of,
@@ -57,15 +51,12 @@ from mufin.training.preparation import (
 )
 from mufin.training.progress import Reporter
 from mufin.training.ranker_step import ranker_groups, ranker_loss
-from mufin.training.refit import REFIT_FOLDER, refitted, train_refit
+from mufin.training.refit import refitted, train_refit
+from mufin.training.run_folder import claimed, remove_scratch, tidy
 from mufin.training.score_fitting import fit_scores
 from mufin.training.siamese_step import siamese_loss
 from mufin.training.stored_features import fit_words, frozen_features, with_frozen_backbones, with_stored_features
-from mufin.training.validation import (
-    evaluate_full,
-    evaluate_shortlist,
-    search_now,
-)
+from mufin.training.validation import evaluate_full, evaluate_shortlist, search_now
 from mufin.training.workers import Workers
 
 _SHORTLISTS_AT_ONCE = 65_536
@@ -80,20 +71,34 @@ def train(
 
     ``shared``: a folder that keeps what frozen encoders say of titles and images, for other trainings; by default it is
     the run's own and goes when it is finished. ``scored=False``: no scores are fitted and nothing is evaluated; for the
-    networks that teach a combination, whose metrics are empty.
+    networks that teach a combination, whose metrics are empty. Raises CheckpointError for a folder that holds something
+    else than this run, or that another training is at work in; CatalogueError where nothing could be scored.
     """
     workers = workers or Workers()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     catalogue = ensure_validation(catalogue, config.validation_fraction, config.seed)
+    if scored:
+        require_scorable(catalogue)
     facts = run_facts(catalogue)
     identity = run_identity(config, facts)
     finished = finished_metrics(folder, identity)
-    if finished is not None:
-        reporter.say(f"{folder} is finished already")
-        if workers.is_main:
-            _remove_scratch(folder)
-        return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    if finished is None:
+        with claimed(folder, workers):
+            finished = finished_metrics(folder, identity)  # another training may have ended in between
+            if finished is None:
+                return _train_claimed(
+                    catalogue, config, folder, reporter, workers, device, shared, scored, facts, identity
+                )
+    reporter.say(f"{folder} is finished already")
+    tidy(folder, workers, scored)
+    return finished
+
+
+def _train_claimed(
+    catalogue: Catalogue, config: TrainConfig, folder: Path, reporter: Reporter, workers: Workers,
+    device: torch.device, shared: Path | None, scored: bool, facts: RunFacts, identity: str,
+) -> dict[str, Any]:  # fmt: skip
+    """``train`` in a folder that is its own, of a catalogue with its validation split."""
     kept = shared or folder / "cache" / "shared"
 
     def train_beside(part: Catalogue, own: TrainConfig, to: Path) -> dict[str, Any]:
@@ -129,7 +134,9 @@ def train(
         metrics = finish(session, data, tokenizer_json, facts, cache, folds)
     workers.wait()
     if workers.is_main:
-        _remove_scratch(folder)
+        remove_scratch(folder)
+        if scored:  # when all is safe: a picture that cannot be drawn must not cost a training
+            draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
     return metrics
 
 
@@ -143,12 +150,6 @@ def _folds(session: Session, catalogue: Catalogue, tokenizer: TitleTokenizer, ca
         return training_data(part, *frozen_features(network.encoder, config, *found, session.device, to, kept))
 
     return Folds(catalogue, Titles.of(catalogue, config), prepared)
-
-
-def _remove_scratch(folder: Path) -> None:
-    """What a run needs until it is finished."""
-    for name in ("cache", FOLDS_FOLDER, REFIT_FOLDER):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _begin(session: Session, data: TrainingData, facts: RunFacts, cache: Path, resumed: TrainState | None) -> None:
@@ -298,7 +299,7 @@ def _stored(session: Session, data: TrainingData, cache: Path) -> TrainingData:
 def _begin_ranking(session: Session, data: TrainingData, frozen: bool) -> None:
     """Classifiers from label embeddings (Q6), self-attention carried or afresh (Q3), adapters for frozen features."""
     config, model = session.config, session.model
-    torch.manual_seed(config.seed + 4)
+    torch.manual_seed((config.seed + 4) % 2**64)
     if not config.carry_self_attention and model.encoder.self_attention is not None:
         model.encoder.self_attention = BagAttention(config.network).to(session.device)
     if frozen:
@@ -373,7 +374,6 @@ def finish(
             session.folder, model, session.config, fitted.spec, tokenizer_json, facts, fitted.metrics,
             session.identity, combined, means,
         )  # fmt: skip
-        draw_curves(session.folder / METRICS_FILE, session.folder / "curves.png")
     return fitted.metrics
 
 

@@ -37,7 +37,7 @@ def fit_lists(vectors: VectorRows, neighbours: int, seed: int) -> VectorLists:
     learned = np.sort(random.choice(count, min(count, lists * _LEARNED_FROM), replace=False))
     # Spherical: what is compared by inner product is assigned by it.
     clustering = faiss.Kmeans(
-        dimension, lists, niter=_ITERATIONS, spherical=True, seed=seed, min_points_per_centroid=1,
+        dimension, lists, niter=_ITERATIONS, spherical=True, seed=seed % 2**31, min_points_per_centroid=1,
         max_points_per_centroid=_LEARNED_FROM,
     )  # fmt: skip
     clustering.train(vectors.values[learned].astype(np.float32))

@@ -43,6 +43,24 @@ def test_without_pictures_no_room_is_made_for_them() -> None:
     assert len(pictured.reasons) == len(plain.reasons) + 1
 
 
+@pytest.mark.parametrize("training", [500, MOST_PRODUCTS + 1])
+def test_what_is_missing_rules_every_size(training: int) -> None:
+    """Without pictures no room and nothing to fetch for them, without an encoder a small one; both with their reasons."""
+    bare = recommended(training, 100, False, None)
+    config = build_config(bare.values)
+    assert config.inputs.max_images == 0 and config.image.name is None
+    assert config.text.name is None and config.text.options["dim"] == 128
+    assert any("no pretrained title encoder" in reason for reason in bare.reasons)
+    whole = recommended(training, 100, True, "some/encoder")
+    assert build_config(whole.values).inputs.max_images > 0
+    assert (
+        build_config(recommended(training, 100, True, None).values).image.name == build_config(whole.values).image.name
+    )
+    if training > MOST_PRODUCTS:
+        assert any("no pictures" in reason for reason in bare.reasons)
+        assert not any("no pictures" in reason for reason in whole.reasons)
+
+
 def test_it_counts_training_products(tmp_path: Path) -> None:
     """Of the split, where there is one."""
     catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "catalogue", 60))

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mufin.catalogue import read_catalogue
 from mufin.errors import ConfigError
 from mufin.training.config_reading import build_config, config_from_json
 from mufin.training.presets import PRESETS
+from mufin.training.progress import Reporter
+from mufin.training.recipe import train
+from tests.catalogue_factory import make_tiny_catalogue
+from tests.training.tiny_config import tiny_config
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -83,7 +88,25 @@ def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
         ("text.trainable_layers=2", r"a random encoder cannot be frozen"),
         ("siamese.label_to_product_weight=-1", r"label_to_product_weight is -1\.0 with loss softmax: needs 0 or more"),
         ("frozen_ranker.distillation_weight=-0.5", r"distillation_weight is -0\.5, needs 0 or more"),
-        ("inputs.max_title_tokens=2", r"max_title_tokens is 2, needs at least 3"),
+        ("inputs.max_title_tokens=2", r"config inputs: max_title_tokens is 2, needs at least 3"),
+        ("siamese.weight_decay=-1", r"siamese\.weight_decay is -1\.0, needs 0 or more"),
+        ("siamese.classifier_learning_rate=-1", r"siamese\.classifier_learning_rate is -1\.0, needs 0 or more"),
+        ("frozen_ranker.weight_decay=-0.5", r"config frozen_ranker: ranker weight_decay is -0\.5, needs 0 or more"),
+        ("ranker.encoder_learning_rate=-1", r"config ranker: ranker learning rates are \(-1\.0"),
+        ("checkpoint_minutes=-5", r"checkpoint_minutes is -5\.0, needs 0 or more"),
+        ("seed=-1", r"seed is -1, must lie in 0\.\.18446744073709551615"),
+        ("seed=" + "9" * 5000, r"config seed: is '999"),
+        ("seed=18446744073709551616", r"seed is 18446744073709551616, must lie in 0\.\."),
+        ("inputs.image_std=NaN", r"config inputs\.image_std: is nan, needs a finite number"),
+        ("frozen_ranker.margin=Infinity", r"config frozen_ranker\.margin: is inf, needs a finite number"),
+        ("siamese.learning_rate=1e999", r"config siamese\.learning_rate: is inf, needs a finite number"),
+        (f"siamese.margin={10**400}", r"config siamese\.margin: is an integer of 1329 bits, needs a finite number"),
+        ("text.options={}", r"the text encoder needs a name or options\.model_type: --set text\.name="),
+        ("image.options={}", r"the image encoder needs .* --set image\.options="),
+        (
+            "image.trainable_layers=0",
+            r"image\.trainable_layers is 0 without image\.name, and a random encoder .* --set image",
+        ),
     ],
 )
 def test_contradictions_are_refused_by_name(override: str, message: str) -> None:
@@ -96,6 +119,22 @@ def test_a_missing_file_lists_the_presets(tmp_path: Path) -> None:
     """A typo in a preset's name is answered with the names there are."""
     with pytest.raises(ConfigError, match="nor a preset \\(small, frozen, paper-300k\\)"):
         build_config(tmp_path / "smal")
+
+
+@pytest.mark.parametrize("preset", [["small"], {"name": "small"}, 7, "smal"])
+def test_a_preset_that_is_no_name_is_refused_with_the_file(preset: object, tmp_path: Path) -> None:
+    """Lists and numbers, too."""
+    (tmp_path / "a.json").write_text(json.dumps({"preset": preset}))
+    with pytest.raises(ConfigError, match=r"a\.json: unknown preset .*, have small, frozen, paper-300k"):
+        build_config(tmp_path / "a.json")
+
+
+def test_every_seed_that_is_taken_can_be_trained_with(tmp_path: Path) -> None:
+    """Up to the last one, whose successors are counted from 0 again."""
+    folds = ("combination.folds=2", "combination.exact_products=1", "ranker.epochs=0")
+    config = tiny_config(*folds, f"seed={2**64 - 1}", "siamese.epochs=1", "frozen_ranker.epochs=1")
+    catalogue = read_catalogue(make_tiny_catalogue(tmp_path / "catalogue", 100))
+    assert train(catalogue, config, tmp_path / "run", Reporter(quiet=True))["full"]
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

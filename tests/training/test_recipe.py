@@ -22,6 +22,7 @@ from mufin.training.config_reading import build_config
 from mufin.training.disk import allocate, atomic_write
 from mufin.training.progress import Reporter
 from mufin.training.recipe import train
+from mufin.training.run_folder import CLAIM_FILE
 from mufin.training.split_ranking import rank_split
 from tests.catalogue_factory import make_tiny_catalogue
 from tests.training.tiny_config import TINY, tiny_config
@@ -94,7 +95,7 @@ def test_a_run_leaves_model_metrics_and_curves(finished: Path) -> None:
         {"epoch_seconds", "forward_seconds", "backward_seconds"} <= line.keys() for line in lines if "epoch" in line
     )
     assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(p.name for p in finished.iterdir()) == ["curves.png", "metrics.jsonl", "model"]
+    assert sorted(p.name for p in finished.iterdir()) == [CLAIM_FILE, "curves.png", "metrics.jsonl", "model"]
 
 
 def test_training_learns_something(finished: Path) -> None:

@@ -148,6 +148,40 @@ def test_faults_name_the_line(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("name", ["id", "title", "images"])
+def test_what_makes_an_item_is_no_metadata(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column of that name beside --id-column would give products other products' ids."""
+    table = _table(tmp_path / "shop.jsonl", ("sku", "name", name), [("1", "a", "2"), ("2", "b", "1")])
+    log = _table(tmp_path / "log.jsonl", ("product_id", "query"), [("1", "mug"), ("2", "bowl")])
+    command = [str(log), str(tmp_path / "c"), "--products", str(table), "--id-column", "sku", "--title-column", "name"]
+    assert main([*command, *NO_SPLIT, "--metadata-columns", f"name,{name}"]) == 1
+    error = capsys.readouterr().err
+    assert f"shop.jsonl: --metadata-columns names {name!r}, which is no metadata" in error and error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("price", "bits"), [(2**64, 65), (-(2**63) - 1, 64), (2**9999, 10_000)], ids=["above", "below", "far"]
+)
+def test_numbers_that_no_catalogue_takes_are_refused_with_their_place(
+    price: int, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The catalogue would be written, and then refused by whoever reads it."""
+    command = _simple(tmp_path, [("1", "mug"), ("2", "mug")], [("1", "a", 2**64 - 1), ("2", "b", price)])
+    assert main([*command, *NO_SPLIT, "--metadata-columns", "price"]) == 1
+    error = capsys.readouterr().err
+    assert f"shop.jsonl:2: price is an integer of {bits} bits, metadata lie in" in error and "write it as text" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_largest_numbers_are_read_back(tmp_path: Path) -> None:
+    """Both ends of what a catalogue takes."""
+    command = _simple(tmp_path, [("1", "mug"), ("2", "mug")], [("1", "a", 2**64 - 1), ("2", "b", -(2**63))])
+    assert main([*command, *NO_SPLIT, "--metadata-columns", "price"]) == 0
+    assert [item.metadata["price"] for item in read_catalogue(tmp_path / "c").products] == [2**64 - 1, -(2**63)]
+
+
 def test_the_account_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was written and what was left out, with the first place of each."""
     command = _simple(tmp_path, [("1", "mug"), ("7", "mug")], [("1", "a", 1)])

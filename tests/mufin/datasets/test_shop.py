@@ -173,3 +173,18 @@ def test_the_colour_of_a_picture_can_be_told(pattern: int, shape: int) -> None:
         vivid = pixels[np.argsort(pixels.min(axis=1))[: len(pixels) // 20]]
         distance = np.linalg.norm(vivid.mean(axis=0) - paints, axis=1)
         assert int(distance.argmin()) == colour
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_place_that_cannot_be_a_folder_is_refused_in_one_line(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before pictures are drawn for it."""
+    monkeypatch.setattr("mufin.datasets.shop.make_products", lambda *_: pytest.fail("began"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / out), "--products", "50"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / out}: cannot be written" in last and "name another folder" in last
+    assert (tmp_path / "file").read_text() == "mine"
