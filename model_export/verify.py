@@ -113,15 +113,8 @@ def compute_golden(
     classifier = _classifier_scores(model, attended, mask, label_arrays, labels, found)
     alpha = np.float32(spec.fusion_weight)
     fused = np.asarray(alpha * classifier + (1 - alpha) * cosines, dtype=np.float32)
-    for row, own in enumerate(evidence):
-        assert combined is not None
-        n = int((found[row] >= 0).sum())
-        pictured = arrays.image_offsets[row + 1] > arrays.image_offsets[row]
-        features = candidate_features(
-            found[row, :n], cosines[row, :n], classifier[row, :n], own, combined[0].frequency,
-            bool(arrays.has_title[row]), bool(pictured),
-        )  # fmt: skip
-        fused[row, :n] = combined[1](features)
+    if combined is not None:
+        _combine(combined, evidence, arrays, (found, cosines, classifier), fused)
     return Golden(
         titles=[item.title for item in items],
         has_title=np.asarray(arrays.has_title),
@@ -137,6 +130,22 @@ def compute_golden(
         classifier=classifier,
         fused=fused,
     )
+
+
+def _combine(
+    combined: tuple[Evidence, Combination], evidence: Sequence[ProductEvidence], arrays: ItemArrays,
+    candidates: tuple[Int64Array, FloatArray, FloatArray], scores: FloatArray,
+) -> None:  # fmt: skip
+    """The combination's scores into (N, n) ``scores``. ``candidates``: (N, n) labels, -1 behind them, and their scores."""
+    labels, cosines, classifier = candidates
+    for row, own in enumerate(evidence):
+        n = int((labels[row] >= 0).sum())
+        pictured = arrays.image_offsets[row + 1] > arrays.image_offsets[row]
+        features = candidate_features(
+            labels[row, :n], cosines[row, :n], classifier[row, :n], own, combined[0].frequency,
+            bool(arrays.has_title[row]), bool(pictured),
+        )  # fmt: skip
+        scores[row, :n] = combined[1](features)
 
 
 def _exact_shortlist(embeddings: FloatArray, labels: EncodedLabels, spec: ScoreSpec) -> tuple[Int64Array, FloatArray]:

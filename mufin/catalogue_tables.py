@@ -17,7 +17,8 @@ from mufin.errors import CatalogueError
 
 LISTED_FAULTS = 20
 _PARQUET_BATCH_ROWS = 8192
-_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
+LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
+"""What an answer can hold (orjson)"""
 _SHOWN_DIGITS = 24
 
 
@@ -127,7 +128,7 @@ def _number_fault(record: Mapping[str, Any]) -> str | None:
         return f"{name} is {spelt}, not finite; write a number below 1.8e308, or text"
     if len(spelt) > _SHOWN_DIGITS:
         spelt = f"{spelt[:_SHOWN_DIGITS]}... (of {len(spelt)} characters)"
-    return f"{name} is {spelt}, an integer lies in {_LEAST_INTEGER}..{_MOST_INTEGER}; write it as text"
+    return f"{name} is {spelt}, an integer lies in {LEAST_INTEGER}..{MOST_INTEGER}; write it as text"
 
 
 def _odd_number(value: Any) -> tuple[str, Any] | None:
@@ -135,7 +136,7 @@ def _odd_number(value: Any) -> tuple[str, Any] | None:
     if isinstance(value, float):
         return None if math.isfinite(value) else ("", value)
     if isinstance(value, int):
-        return None if _LEAST_INTEGER <= value <= _MOST_INTEGER else ("", value)
+        return None if LEAST_INTEGER <= value <= MOST_INTEGER else ("", value)
     inside: Iterable[tuple[object, Any]] = ()
     if isinstance(value, Mapping):
         inside = value.items()

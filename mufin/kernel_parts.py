@@ -25,6 +25,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # Sums may be reordered, which lets LLVM use vectors; infinities and NaN keep their meaning.
 OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 LEVELS_WITH_HALF = ("x86-64-v3", "x86-64-v4")
+LINE_BYTES = 64
+"""Of a cache line"""
 _SUBNORMAL_STEP = np.float32(2.0**-24)
 
 
@@ -44,7 +46,7 @@ def float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
+def _prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
     """Ask for the cache line at ``array[row] + offset`` bytes."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -59,6 +61,13 @@ def prefetch(typing: Any, array: Any, row: Any, offset: Any) -> Any:
         return context.get_dummy_value()
 
     return numba.types.void(array, numba.types.int64, numba.types.int64), build
+
+
+@compiled
+def ask_for(array: Any, row: Any, first: Any, end: Any) -> None:
+    """Have bytes ``first`` to ``end`` of ``array[row]`` come from memory while something else is computed."""
+    for offset in range(first, end, LINE_BYTES):
+        _prefetch(array, row, offset)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

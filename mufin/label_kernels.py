@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mufin.kernel_parts import compiled, prefetch
+from mufin.kernel_parts import ask_for, compiled
 
-_LINE_BYTES = 64
 # Rows lie apart: that many ahead are on their way from memory while one is summed.
 _AHEAD = 4
 _SIGN, _MAGNITUDE, _ALL = np.uint32(0x80000000), np.uint32(0x7FFFFFFF), np.uint32(0xFFFFFFFF)
@@ -31,20 +30,14 @@ def _rank(bits: Any) -> Any:
 
 
 @compiled
-def _ask_for(stored: Any, row: Any) -> None:
-    for offset in range(0, stored.shape[1] * stored.itemsize, _LINE_BYTES):
-        prefetch(stored, row, offset)
-
-
-@compiled
 def order(stored: Any, queries: Any, found: Any, unit: Any, labels: Any, scores: Any) -> Any:
     """The best of (B, n) ``found`` labels into ``labels`` and ``scores`` (B, wanted), falling; True: one is beyond L.
 
     ``stored``: (L, D) int16 or float32, times ``unit`` the label's vector; ``queries``: (B, D) float32. Equal scores come by
-    ascending label, NaN behind all numbers, negative labels last, as -1 with -inf. Sorted are numbers made of a score's rank and, below it, the
-    label: one comparison decides.
+    ascending label, NaN behind all numbers, negative labels last, as -1 with -inf. Sorted are numbers made of a score's rank
+    and, below it, the label: one comparison decides.
     """
-    count = found.shape[1]
+    count, row_bytes = found.shape[1], stored.shape[1] * stored.itemsize
     own, keys = np.empty(count, np.float32), np.empty(count, np.uint64)
     bits = own.view(np.uint32)
     for b in range(len(found)):
@@ -54,7 +47,7 @@ def order(stored: Any, queries: Any, found: Any, unit: Any, labels: Any, scores:
             if label >= len(stored):
                 return True
             if n + _AHEAD < count and 0 <= found[b, n + _AHEAD] < len(stored):
-                _ask_for(stored, found[b, n + _AHEAD])
+                ask_for(stored, found[b, n + _AHEAD], 0, row_bytes)
             keys[n] = _LAST
             if label >= 0:
                 row, total = stored[label], np.float32(0)

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numba.extending import overload as _overload_decorator
 
-from mufin.kernel_parts import OPTIONS, compiled, float_of_bits, half, numba, prefetch
+from mufin.kernel_parts import LINE_BYTES, OPTIONS, ask_for, compiled, float_of_bits, half, numba
 
 # numba ships no types.
 overload: Any = _overload_decorator
 
-_LINE_BYTES = 64
 _LOG2_E = np.float32(1.4426950408889634)
 _LN_2 = np.float32(0.6931471805599453)
 _LEAST_EXPONENT = np.float32(-87.0)
@@ -233,13 +232,6 @@ def _cosine(summed: Any, shift: Any, size: Any, norm_weight: Any, norm_bias: Any
 
 
 @compiled
-def _ask_for(octets: Any, row: Any, first: Any, end: Any) -> None:
-    """Bytes ``first`` to ``end`` of a record, soon."""
-    for offset in range(first, end, _LINE_BYTES):
-        prefetch(octets, row, offset)
-
-
-@compiled
 def cross_attention_scores(
     numbers: Any, floats: Any, octets: Any, places: Any, labels: Any, label_ends: Any, bags: Any, bag_ends: Any,
     query_rows: Any, query_bias: Any, norm_weight: Any, norm_bias: Any, epsilon: Any, out: Any,
@@ -261,7 +253,7 @@ def cross_attention_scores(
     all_queries, all_centred = np.empty((most, dimension), np.float32), np.empty((most, dimension), np.float32)
     all_squares = np.empty(most, np.float32)
     of_slots, of_label = np.empty(most, np.float32), np.empty(slots, np.float32)
-    quarter = row_bytes // (4 * _LINE_BYTES) * _LINE_BYTES
+    quarter = row_bytes // (4 * LINE_BYTES) * LINE_BYTES
     first_bag, position = 0, 0
     for b in range(len(label_ends)):
         size = bag_ends[b] - first_bag
@@ -272,17 +264,17 @@ def cross_attention_scores(
             label = labels[position]
             # The next record comes while this one is computed: a quarter at each step, as a core has some dozen lines under way.
             after = labels[min(position + 1, len(labels) - 1)]
-            _ask_for(octets, after, 0, quarter)
+            ask_for(octets, after, 0, quarter)
             # An altered byte must not lead outside the record: not every opening verifies hashes.
             used = min(max(np.int64(octets[label, count_place]), 1), slots)
             own = floats[label]
             rows = _unpack(numbers[label][first_number:], own[first_scale:], scratch, slots, used, dimension)
             values = (1 + slots) * dimension
-            _ask_for(octets, after, quarter, 2 * quarter)
+            ask_for(octets, after, quarter, 2 * quarter)
             _products(queries, rows, dimension, used, weights)
-            _ask_for(octets, after, 2 * quarter, 3 * quarter)
+            ask_for(octets, after, 2 * quarter, 3 * quarter)
             _products(centred, rows, values, used, crosses)
-            _ask_for(octets, after, 3 * quarter, row_bytes)
+            ask_for(octets, after, 3 * quarter, row_bytes)
             _softmax(weights, used)
             _slot_weights(weights, crosses, squares, own[first_gram:], used, dimension, epsilon, of_slots, of_label)
             shift = _ZERO

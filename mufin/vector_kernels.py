@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mufin.kernel_parts import compiled, half, prefetch
+from mufin.kernel_parts import ask_for, compiled, half
 
-_LINE_BYTES = 64
 # Chosen rows lie apart: that many ahead are on their way from memory while one is summed.
 _AHEAD = 3
 
@@ -43,8 +42,7 @@ def inner_products_of(rows: Any, places: Any, query: Any, out: Any) -> None:
     row_bytes = rows.shape[1] * rows.itemsize
     for i in range(len(places)):
         if i + _AHEAD < len(places):
-            for offset in range(0, row_bytes, _LINE_BYTES):
-                prefetch(rows, places[i + _AHEAD], offset)
+            ask_for(rows, places[i + _AHEAD], 0, row_bytes)
         out[i] = _inner(rows[places[i]], query)
 
 

@@ -36,10 +36,12 @@ class TitleItem:
 
 @dataclass(slots=True)
 class TitleResult:
-    """What comes back."""
+    """What comes back of it."""
 
     packed: bytes
+    """The vector (title_width,), as a cache keeps it"""
     tokens: tuple[int, int]
+    """(known, unknown) to the tokenizer"""
     result: Any = None
     """Of the sequel; an Exception: it failed"""
 
@@ -64,8 +66,10 @@ def _continue(sequel: Sequel, pairs: Sequence[tuple[Any, FloatArray]]) -> list[A
 
 
 def unpacked(packed: bytes, number: np.dtype[Any]) -> FloatArray:
+    """A vector as a cache keeps it -> float32."""
     return np.frombuffer(packed, dtype=number).astype(np.float32)
 
 
 def encode_images(encoder: Encoder, pixels: Sequence[Uint8Array]) -> list[FloatArray]:
+    """(side, side, 3) each -> (D,) each."""
     return list(encoder.encode_images(np.stack(pixels)))

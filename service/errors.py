@@ -63,10 +63,13 @@ class InvalidRequest(ServiceError):
 class NothingUsable(InvalidRequest):
     """No title and no image of the product is left."""
 
-    image_outcomes: Sequence[str] = ()
-    """What became of each image, for the metrics"""
-    lookups: Sequence[tuple[str, str]] = ()
-    """(kind, outcome) of each question to the cache"""
+    def __init__(
+        self, detail: str, faults: Sequence[Fault] = (), image_outcomes: Sequence[str] = (),
+        lookups: Sequence[tuple[str, str]] = (),
+    ) -> None:  # fmt: skip
+        """For the metrics: what became of each image, and (kind, outcome) of each question to the cache."""
+        super().__init__(detail, faults)
+        self.image_outcomes, self.lookups = tuple(image_outcomes), tuple(lookups)
 
 
 class Unauthenticated(ServiceError):

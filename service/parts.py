@@ -72,9 +72,8 @@ class Parts:
 
     def open_bundles(self) -> list[dict[str, Any]]:
         """What is served now, as GET /bundles shows it."""
-        served: Served | None = getattr(
-            self, "served", None
-        )  # made by ``open``, which begins a moment after the listener
+        # Made by ``open``, which begins a moment after the listener.
+        served: Served | None = getattr(self, "served", None)
         bundles = {} if served is None else served.bundles()
         return [{"endpoint": f"/{endpoint}", **bundle.facts()} for endpoint, bundle in bundles.items()]
 

@@ -367,9 +367,8 @@ def _warn(prepared: _Prepared, code: str, position: int, detail: str) -> None:
 def _nothing_usable(prepared: _Prepared, images: Sequence[str]) -> NothingUsable:
     faults = [Fault(f"/product/images/{w['image']}", w["code"], w["detail"]) for w in prepared.warnings if "image" in w]
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-    error = NothingUsable(f"there is no title, and none of the {count} could be used", faults)
-    error.image_outcomes, error.lookups = prepared.image_outcomes, prepared.lookups
-    return error
+    detail = f"there is no title, and none of the {count} could be used"
+    return NothingUsable(detail, faults, prepared.image_outcomes, prepared.lookups)
 
 
 def _note(timings: Timings, step: str, began: float, ended: float, **attributes: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mufin.catalogue_tables import LEAST_INTEGER, MOST_INTEGER
 from mufin.datasets.catalogue_folder import (
     ITEM_KEYS,
     TRAIN,
@@ -38,7 +39,6 @@ from mufin.progress import ProgressBar
 
 _LEFT_OUT = -1
 _IMAGE_SEPARATOR = "|"
-_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1  # as read_catalogue takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +166,10 @@ class _Products:
             raise CatalogueError(
                 self._path, line, f"{name} is {value!r}, metadata are texts, numbers or lists of texts"
             )
-        if isinstance(value, int) and not _LEAST_INTEGER <= value <= _MOST_INTEGER:
-            shown = (
-                f"an integer of {value.bit_length()} bits"  # its digits may be more than a line, or than Python writes
-            )
-            reason = f"{name} is {shown}, metadata lie in {_LEAST_INTEGER}..{_MOST_INTEGER}; write it as text"
+        if isinstance(value, int) and not LEAST_INTEGER <= value <= MOST_INTEGER:
+            # Its digits may be more than a line holds, or than Python writes.
+            shown = f"an integer of {value.bit_length()} bits"
+            reason = f"{name} is {shown}, metadata lie in {LEAST_INTEGER}..{MOST_INTEGER}; write it as text"
             raise CatalogueError(self._path, line, reason)
         return value
 

@@ -14,6 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from mufin.catalogue import Catalogue, read_catalogue
 from mufin.errors import ConfigError, MufinError
@@ -74,7 +75,7 @@ def _recommended(catalogue: Catalogue, overrides: list[str], quiet: bool) -> Tra
     return build_config(found.values, overrides)
 
 
-def _device(text: str):  # type: ignore[no-untyped-def]
+def _device(text: str) -> Any:
     """The torch.device of ``--device``. Raises ConfigError for one that is not there."""
     import torch
 

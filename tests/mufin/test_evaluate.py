@@ -85,18 +85,22 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shop(tmp_path_factory.mktemp("catalogues") / "shop")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A catalogue without a validation split, and a small run trained on it."""
+def small_run(folder: Path) -> tuple[Path, Path]:
+    """A catalogue without a validation split in ``folder``, and a small run trained on it."""
     from mufin.training.config_reading import build_config
     from mufin.training.progress import Reporter
     from mufin.training.recipe import train
 
-    folder = tmp_path_factory.mktemp("trained")
     catalogue = make_tiny_catalogue(folder / "catalogue", with_labels=False)
     (catalogue / "valid.csv").rename(catalogue / "test.csv")
     train(read_catalogue(catalogue), build_config(None, RUN_SETTINGS), folder / "run", Reporter(quiet=True))
     return catalogue, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One for the whole file."""
+    return small_run(tmp_path_factory.mktemp("trained"))
 
 
 def product_by_product(bundle: Path, shop: Path, excluded: bool) -> dict[str, list[list[int]]]:

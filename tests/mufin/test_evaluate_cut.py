@@ -9,24 +9,15 @@ from pathlib import Path
 import pytest
 
 from model_export.trained import trained_run
-from mufin.catalogue import read_catalogue
 from mufin.errors import CheckpointError
 from mufin.evaluate import main
-from mufin.training.config_reading import build_config
-from mufin.training.progress import Reporter
-from mufin.training.recipe import train
-from tests.catalogue_factory import make_tiny_catalogue
-from tests.mufin.test_evaluate import RUN_SETTINGS, fail, write_lines
+from tests.mufin.test_evaluate import fail, small_run, write_lines
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A catalogue without a validation split, and a small run trained on it."""
-    folder = tmp_path_factory.mktemp("trained")
-    catalogue = make_tiny_catalogue(folder / "catalogue", with_labels=False)
-    (catalogue / "valid.csv").rename(catalogue / "test.csv")
-    train(read_catalogue(catalogue), build_config(None, RUN_SETTINGS), folder / "run", Reporter(quiet=True))
-    return catalogue, folder / "run"
+    """One for the whole file."""
+    return small_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
